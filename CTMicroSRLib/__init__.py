@@ -1,0 +1,1 @@
+"""CTMicroSR: super-resolution of chest CT to micro-CT scale."""

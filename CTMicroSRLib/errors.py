@@ -1,0 +1,43 @@
+"""What can go wrong for a user, each with the exit status the command ends with.
+
+Every error that a user can cause is one of these. The message is one sentence that names the cause
+and the next step; the command prints it as its only line on standard error.
+"""
+
+from __future__ import annotations
+
+
+class CTMicroSRError(Exception):
+    """Base of every error a user can cause; ``exit_status`` is the command's exit status."""
+
+    exit_status = 1
+
+
+class UsageError(CTMicroSRError):
+    """The call itself is wrong: an option, a region, a path that can't be written."""
+
+    exit_status = 2
+
+
+class RefusedInputError(CTMicroSRError):
+    """The input is not something that can be super-resolved honestly."""
+
+    exit_status = 3
+
+
+class ResourceError(CTMicroSRError):
+    """Not enough memory, disk space or another resource of the machine."""
+
+    exit_status = 4
+
+
+class ModelError(CTMicroSRError):
+    """A model is missing, damaged, altered or of an unknown kind."""
+
+    exit_status = 5
+
+
+class CancelledError(CTMicroSRError):
+    """The user cancelled the run; nothing was left behind."""
+
+    exit_status = 130
