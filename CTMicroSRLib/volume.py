@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +41,7 @@ class Geometry:
         if any(size < 1 for size in self.size_ijk):
             raise RefusedInputError(f"The volume is empty (size {self.size_ijk}); choose another file.")
         if not all(math.isfinite(s) and s > 0 for s in self.spacing_mm):
-            raise RefusedInputError(
-                f"The voxel spacing {self.spacing_mm} is not positive; correct the file's header."
-            )
+            raise RefusedInputError(f"The voxel spacing {self.spacing_mm} is not positive; correct the file's header.")
         if not all(math.isfinite(o) for o in self.origin_mm):
             raise RefusedInputError("The origin is not finite; correct the file's header.")
         matrix = self.direction_matrix
@@ -162,7 +161,7 @@ class Volume:
         RefusedInputError: the array's shape is not the geometry's.
     """
 
-    array_kji: NDArray[np.generic]
+    array_kji: NDArray[Any]
     geometry: Geometry
     metadata: Mapping[str, str] = field(default_factory=dict)
 

@@ -1,0 +1,1 @@
+"""Measuring methods against the truth."""

@@ -1,0 +1,1 @@
+"""Training of the methods: pairs, trainer, export to a model folder."""

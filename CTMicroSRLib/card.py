@@ -1,0 +1,158 @@
+"""A model's card: everything about a model but its weights, as JSON beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from CTMicroSRLib.errors import ModelError
+from CTMicroSRLib.intensity import IntensityWindow
+
+FORMAT = 1
+CARD_FILE = "card.json"
+WEIGHTS_FILE = "model.safetensors"
+
+Quantity = Literal["psf_fwhm_voxels", "log_noise_hu"]
+QUANTITIES: tuple[Quantity, ...] = ("psf_fwhm_voxels", "log_noise_hu")
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A constant input plane: a quantity of the scan, clipped to ``low``..``high``, as (value - mean) / std.
+
+    ``psf_fwhm_voxels`` is the point spread's width in coarse voxels, ``log_noise_hu`` the natural logarithm
+    of the noise's standard deviation. The limits are those of the training data.
+    """
+
+    quantity: Quantity
+    mean: float
+    std: float
+    low: float
+    high: float
+
+    def value(self, psf_fwhm_voxels: float, noise_hu: float) -> float:
+        """The plane's normalised value for a scan."""
+        raw = psf_fwhm_voxels if self.quantity == "psf_fwhm_voxels" else math.log(max(noise_hu, 1e-3))
+        return (min(max(raw, self.low), self.high) - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Turns the standard deviation over passes into one that covers the error: sqrt((a s)^2 + b^2).
+
+    ``scale`` is a and ``floor_hu`` b, fitted on simulated cases that were in neither training nor test.
+    """
+
+    scale: float = 1.0
+    floor_hu: float = 0.0
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model is and how it is to be run.
+
+    Attributes:
+        name: identifier, lower case, as the command and the folder use it.
+        architecture: a key of the network registry; ``parameters`` are its constructor's arguments.
+        scale: fine voxels per coarse voxel, in-plane.
+        halo: context in coarse voxels that exact tiles need.
+        window: intensities the network was trained on.
+        planes: constant input planes, in order.
+        result: ``pass`` (dropout off) or ``mean`` (of the passes, as in the Bayesian CycleGAN).
+        calibration: of the uncertainty.
+        sha256: of the weights file.
+        title, method, training_data, licence, command, metrics: for people.
+    """
+
+    name: str
+    architecture: str
+    parameters: Mapping[str, Any]
+    scale: int
+    halo: int
+    window: IntensityWindow
+    sha256: str
+    planes: tuple[Plane, ...] = ()
+    result: Literal["pass", "mean"] = "pass"
+    calibration: Calibration = field(default_factory=Calibration)
+    title: str = ""
+    method: str = ""
+    training_data: str = ""
+    licence: str = ""
+    command: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ModelError(
+                f"The model name {self.name!r} is not allowed; use lower-case letters, digits, '.', '_' and '-'."
+            )
+        if not _SHA256.fullmatch(self.sha256):
+            raise ModelError(f"The card of {self.name} has no valid SHA-256 of its weights; export it again.")
+        if not (1 <= self.scale <= 64 and 0 <= self.halo <= 512):
+            raise ModelError(f"The card of {self.name} has an impossible scale or halo; export it again.")
+        if self.result not in ("pass", "mean"):
+            raise ModelError(f"The card of {self.name} has an unknown result kind; update CTMicroSR.")
+        for plane in self.planes:
+            if plane.quantity not in QUANTITIES or not plane.std > 0:
+                raise ModelError(
+                    f"The card of {self.name} asks for {plane.quantity!r}, which this version does not know; "
+                    "update CTMicroSR."
+                )
+
+    def to_json(self) -> str:
+        """The card as JSON text."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Read ``card.json`` of a model folder.
+
+    Raises:
+        ModelError: no card, not JSON, fields missing, unknown or of the wrong kind, or another format.
+    """
+    path = folder / CARD_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ModelError(
+            f"{folder} is not a model folder: it has no readable {CARD_FILE}; give a folder that has "
+            f"{CARD_FILE} and {WEIGHTS_FILE}."
+        ) from None
+    try:
+        content = json.loads(text)
+        return _card_from(content)
+    except ModelError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ModelError(f"The card {path} is damaged ({error}); get the model again from its source.") from None
+
+
+def _card_from(content: dict[str, Any]) -> ModelCard:
+    if content.pop("format") != FORMAT:
+        raise ModelError("The card is of another format than this version reads; update CTMicroSR.")
+    window = content.pop("window")
+    planes = tuple(
+        Plane(**{key: value if key == "quantity" else float(value) for key, value in plane.items()})
+        for plane in content.pop("planes", ())
+    )
+    calibration = {key: float(value) for key, value in content.pop("calibration", {}).items()}
+    for key in ("name", "architecture", "sha256"):
+        if not isinstance(content[key], str):
+            raise TypeError(f"{key} is not text")
+    for key in ("scale", "halo"):
+        if type(content[key]) is not int:
+            raise TypeError(f"{key} is not a whole number")
+    return ModelCard(
+        window=IntensityWindow(float(window["low_hu"]), float(window["high_hu"])),
+        planes=planes,
+        calibration=Calibration(**calibration),
+        **content,
+    )

@@ -1,0 +1,205 @@
+"""The ``ctmicrosr`` command: options, exit statuses and one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+from CTMicroSRLib import __version__, commands
+from CTMicroSRLib.errors import CancelledError, CTMicroSRError, UsageError
+from CTMicroSRLib.models import DEFAULT_MODEL
+from CTMicroSRLib.terminal import JsonProgress, cancel_on_signals
+
+STATUS_HELP = """\
+exit status: 0 done, 2 wrong use, 3 refused input, 4 not enough memory or disk (or a missing device),
+5 model problem, 130 cancelled. Research use, not for diagnosis."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong use as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[0].upper()}{message[1:]}; see '{self.prog} --help'.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments
+    try:
+        options = build_parser().parse_args(arguments)
+        level = logging.DEBUG if debug else logging.WARNING
+        logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
+        with cancel_on_signals():
+            return int(options.function(options) or 0)
+    except (CTMicroSRError, KeyboardInterrupt) as error:
+        return _fail(error, debug, "json" in arguments)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except MemoryError:
+        from CTMicroSRLib.errors import ResourceError
+
+        return _fail(ResourceError("Not enough memory; choose a smaller region."), debug, "json" in arguments)
+    except OSError as error:
+        from CTMicroSRLib.errors import ResourceError
+
+        where = f" ({error.filename})" if error.filename else ""
+        problem = ResourceError(f"The system refused a file or device: {error.strerror or error}{where}; check it.")
+        return _fail(problem, debug, "json" in arguments)
+
+
+def _fail(error: BaseException, debug: bool, as_json: bool) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        error = CancelledError("Cancelled; no output was written.")
+    assert isinstance(error, CTMicroSRError)
+    message = " ".join(str(error).split())
+    if debug:
+        traceback.print_exc()
+    if as_json:
+        JsonProgress(sys.stdout).event("error", status=error.exit_status, message=message)
+    sys.stderr.write(f"ctmicrosr: {message}\n")
+    return error.exit_status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's parser."""
+    parser = _Parser(
+        prog="ctmicrosr",
+        description="Super-resolve a chest CT to micro-CT scale, consistent with the scanner.",
+        epilog=STATUS_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ctmicrosr {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    for add in (
+        _add_superres,
+        _add_segment,
+        _add_info,
+        _add_models,
+        _add_simulate,
+        _add_train,
+        _add_evaluate,
+        _add_doctor,
+    ):
+        add(subparsers)
+    return parser
+
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[Any]"
+
+
+def _command(subparsers: Subparsers, name: str, text: str, function: object) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(name, help=text, description=text, epilog=STATUS_HELP)
+    parser.set_defaults(function=function)
+    parser.add_argument("--debug", action="store_true", help="log everything and show tracebacks")
+    return parser
+
+
+def _add_progress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--progress", choices=("auto", "json", "none"), default="auto", help="bar, JSON lines or nothing"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def _add_region(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--region",
+        default="lungs",
+        help="lungs (default), whole, or half-open input voxels I0:I1,J0:J1,K0:K1 (columns, rows, slices)",
+    )
+    parser.add_argument("--mask", type=Path, help="mask of where the network runs, on the scan's grid")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="installed model's name, or a model folder")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--tile", type=int, metavar="N", help="edge of the largest tile in voxels, a multiple of 32")
+
+
+def _add_superres(subparsers: Subparsers) -> None:
+    parser = _command(subparsers, "superres", "super-resolve a scan", commands.superres)
+    parser.add_argument("input", type=Path, help="image file, DICOM folder, or one file of a DICOM series")
+    parser.add_argument("output", type=Path, help=".nrrd, .mha, .nii or .nii.gz")
+    _add_region(parser)
+    parser.add_argument("--uncertainty", type=Path, metavar="FILE", help="also write the standard deviation in HU")
+    parser.add_argument("--passes", type=int, default=20, metavar="T", help="passes under dropout (20)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--consistency", choices=("scan", "block", "off"), default="scan")
+    parser.add_argument(
+        "--psf-fwhm-mm", type=float, metavar="X", help="the scanner's in-plane blur (default: estimated)"
+    )
+    parser.add_argument("--noise-hu", type=float, metavar="X", help="the scan's noise (default: estimated)")
+    parser.add_argument("--report", type=Path, metavar="FILE.json")
+    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="picture of input, interpolation and result")
+    _add_progress(parser)
+
+
+def _add_segment(subparsers: Subparsers) -> None:
+    parser = _command(subparsers, "segment", "segment the lungs by region growing", commands.segment)
+    parser.add_argument("input", type=Path)
+    parser.add_argument("mask", type=Path, help="label map to write (1 = lung)")
+    parser.add_argument("--airways", action="store_true", help="keep trachea and main bronchi")
+    _add_progress(parser)
+
+
+def _add_info(subparsers: Subparsers) -> None:
+    parser = _command(subparsers, "info", "what a scan is, and what super-resolving it would cost", commands.info)
+    parser.add_argument("input", type=Path)
+    _add_region(parser)
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_models(subparsers: Subparsers) -> None:
+    parser = _command(subparsers, "models", "list, show, verify, import and remove models", commands.models_list)
+    actions = parser.add_subparsers(required=True, metavar="ACTION", parser_class=_Parser)
+    _command(actions, "list", "list the models", commands.models_list)
+    for name, text, function in (
+        ("show", "print a model's card", commands.models_show),
+        ("verify", "check a model's weights against its card", commands.models_verify),
+        ("import", "copy a model folder into the user's models", commands.models_import),
+        ("remove", "delete an imported model", commands.models_remove),
+    ):
+        _command(actions, name, text, function).add_argument("model", help="name or folder")
+
+
+def _add_simulate(subparsers: Subparsers) -> None:
+    parser = _command(subparsers, "simulate", "make simulated specimens and their clinical CT", commands.simulate)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=1, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.add_argument("--pixel-mm", type=float, default=0.625, help="clinical pixel (0.625)")
+    parser.add_argument("--psf-fwhm-mm", type=float, default=1.0, help="in-plane point spread (1.0)")
+    parser.add_argument("--slice-mm", type=float, default=1.0, help="slice thickness and spacing (1.0)")
+    parser.add_argument("--noise-hu", type=float, default=15.0, help="noise (15)")
+    parser.add_argument("--size-voxels", type=int, default=64, metavar="N", help="clinical pixels along an edge (64)")
+    _add_progress(parser)
+
+
+def _add_train(subparsers: Subparsers) -> None:
+    parser = _command(subparsers, "train", "train a model", commands.train)
+    parser.add_argument("method", choices=("supervised",), help="supervised: on simulated pairs")
+    parser.add_argument("--output", type=Path, required=True, metavar="RUN", help="run folder")
+    parser.add_argument("--steps", type=int, help="training steps (default: those of the shipped model)")
+    parser.add_argument("--specimens", type=int, help="simulated specimens (default: those of the shipped model)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
+
+
+def _add_evaluate(subparsers: Subparsers) -> None:
+    parser = _command(subparsers, "evaluate", "measure a model on simulated truth", commands.evaluate)
+    parser.add_argument("models", nargs="+", metavar="RUN_OR_MODEL")
+    parser.add_argument("--protocol", choices=("simulated",), default="simulated")
+    parser.add_argument("--output", type=Path, required=True, metavar="TABLE", help="table to write (.json or .md)")
+    parser.add_argument("--cases", type=int, default=16, help="simulated specimens (16)")
+    parser.add_argument("--seed", type=int, default=9, help="their first seed's hundred thousands (9: the test set)")
+    _add_progress(parser)
+
+
+def _add_doctor(subparsers: Subparsers) -> None:
+    _command(subparsers, "doctor", "what is installed, devices, memory, and what is wrong", commands.doctor)

@@ -1,0 +1,280 @@
+"""What each command of ``ctmicrosr`` does, after its options are read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from CTMicroSRLib import __version__, models
+from CTMicroSRLib.errors import ModelError, UsageError
+from CTMicroSRLib.terminal import BarProgress, JsonProgress, make_progress
+from CTMicroSRLib.volume import Region
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _region(text: str) -> Any:  # noqa: ANN401 - RegionChoice, which needs a heavier import
+    return text if text in ("lungs", "whole") else Region.parse(text)
+
+
+def superres(options: Namespace) -> None:
+    """``ctmicrosr superres``."""
+    from CTMicroSRLib.jobs import Job, check_outputs, run_job
+    from CTMicroSRLib.superresolve import Options
+
+    job = Job(
+        input=options.input,
+        output=options.output,
+        options=Options(
+            region=_region(options.region),
+            model=options.model,
+            uncertainty=options.uncertainty is not None,
+            passes=options.passes,
+            seed=options.seed,
+            consistency=options.consistency,
+            psf_fwhm_mm=options.psf_fwhm_mm,
+            noise_hu=options.noise_hu,
+            device=options.device,
+            precision=options.precision,
+            tile=options.tile,
+        ),
+        mask=options.mask,
+        uncertainty=options.uncertainty,
+        report=options.report,
+        figure=options.figure,
+        overwrite=options.overwrite,
+    )
+    check_outputs(job)
+    progress = make_progress(options.progress)
+    try:
+        report = run_job(job, progress)
+    finally:
+        if isinstance(progress, BarProgress):
+            progress.close()
+    if isinstance(progress, JsonProgress):
+        progress.event("done", report=report)
+        return
+    consistency = report["consistency"]
+    size = " x ".join(str(n) for n in report["output"]["size_ijk"])
+    _say(f"{job.output}: {size} voxels in {report['seconds']['total']:.0f} s")
+    _say(
+        f"Scanned again it differs from the input by {consistency['residual_rms_hu']:.1f} HU (root mean square); the "
+        f"scan's noise is {consistency['noise_hu']:.1f} HU ({consistency['noise_source']})."
+    )
+    for warning in report["warnings"]:
+        _say(f"Warning: {warning}")
+    _say(report["notice"])
+
+
+def segment(options: Namespace) -> None:
+    """``ctmicrosr segment``."""
+    from CTMicroSRLib.files import check_writable, read_volume, write_volume
+    from CTMicroSRLib.lungs import LungSettings, segment_lungs
+    from CTMicroSRLib.volume import Volume
+
+    check_writable(options.mask, 0, overwrite=options.overwrite)
+    progress = make_progress(options.progress)
+    volume = read_volume(options.input)
+    found = segment_lungs(volume, LungSettings(include_airways=options.airways), progress)
+    mask = Volume(found.array_kji.astype(np.uint8), volume.geometry)
+    write_volume(mask, options.mask, overwrite=options.overwrite)
+    if isinstance(progress, JsonProgress):
+        progress.event("done", volume_ml=found.volume_ml, warnings=list(found.warnings))
+        return
+    _say(f"{options.mask}: {found.volume_ml / 1000:.2f} litres of lung")
+    for warning in found.warnings:
+        _say(f"Warning: {warning}")
+
+
+def info(options: Namespace) -> None:
+    """``ctmicrosr info``."""
+    from CTMicroSRLib.devices import free_memory_bytes
+    from CTMicroSRLib.files import read_mask, read_volume
+    from CTMicroSRLib.lungs import segment_lungs
+    from CTMicroSRLib.plan import make_plan
+    from CTMicroSRLib.session import load_model
+
+    volume = read_volume(options.input)
+    model = load_model(options.model, device=options.device, precision=options.precision)
+    mask = None if options.mask is None else read_mask(options.mask, volume.geometry)
+    if mask is None and options.region == "lungs":
+        mask = segment_lungs(volume).array_kji.astype(bool)
+    plan = make_plan(
+        volume.geometry,
+        _region(options.region),
+        mask,
+        scale=model.card.scale,
+        halo=model.card.halo,
+        tile=options.tile,
+    )
+    from CTMicroSRLib.cost import estimate_cost
+
+    cost = estimate_cost(plan, model)
+    output = plan.output_geometry
+    facts = {
+        "input": str(options.input),
+        "size_ijk": list(volume.geometry.size_ijk),
+        "spacing_mm": list(volume.geometry.spacing_mm),
+        "metadata": dict(volume.metadata),
+        "model": model.card.name,
+        "device": str(model.device),
+        "precision": model.precision,
+        "region": str(plan.region),
+        "cells": cost.cells,
+        "output_size_ijk": list(output.size_ijk),
+        "output_spacing_mm": list(output.spacing_mm),
+        "output_gb": round(cost.output_bytes / 1e9, 3),
+        "memory_gb": round(cost.memory_bytes / 1e9, 2),
+        "memory_free_gb": round(free_memory_bytes() / 1e9, 2),
+        "seconds": None if cost.seconds is None else round(cost.seconds, 1),
+    }
+    if options.json:
+        _say(json.dumps(facts, indent=2))
+        return
+    for key, value in facts.items():
+        shown = " x ".join(f"{n:g}" for n in value) if isinstance(value, list) else value
+        if key != "metadata":
+            _say(f"{key.replace('_', ' '):>20}: {shown}")
+    for key, value in volume.metadata.items():
+        _say(f"{key:>20}: {value}")
+
+
+def models_list(_options: Namespace) -> None:
+    """``ctmicrosr models list``."""
+    found, problems = models.list_models()
+    for model in found:
+        origin = "shipped" if model.shipped else "imported"
+        _say(f"{model.card.name:24} {model.card.scale}x  {origin:9} {model.card.title}")
+    for problem in problems:
+        _say(f"Problem: {problem}")
+    if not found:
+        raise ModelError("No model is installed; import one with 'ctmicrosr models import FOLDER'.")
+
+
+def models_show(options: Namespace) -> None:
+    """``ctmicrosr models show``."""
+    model = models.find_model(options.model)
+    _say(model.card.to_json().rstrip())
+    _say(f"folder: {model.folder}")
+
+
+def models_verify(options: Namespace) -> None:
+    """``ctmicrosr models verify``."""
+    model = models.find_model(options.model)
+    models.verify_model(model)
+    _say(f"{model.card.name}: the weights are those of the card (SHA-256 {model.card.sha256})")
+
+
+def models_import(options: Namespace) -> None:
+    """``ctmicrosr models import``."""
+    model = models.import_model(Path(options.model))
+    _say(f"{model.card.name} is now in {model.folder}")
+
+
+def models_remove(options: Namespace) -> None:
+    """``ctmicrosr models remove``."""
+    _say(f"removed {models.remove_model(options.model)}")
+
+
+def simulate(options: Namespace) -> None:
+    """``ctmicrosr simulate``."""
+    from CTMicroSRLib.simulation.cases import CaseSettings, write_cases
+
+    settings = CaseSettings(
+        pixel_mm=options.pixel_mm,
+        psf_fwhm_mm=options.psf_fwhm_mm,
+        slice_mm=options.slice_mm,
+        noise_hu=options.noise_hu,
+        size_voxels=options.size_voxels,
+    )
+    progress = make_progress(options.progress)
+    written = write_cases(
+        options.folder, options.count, options.seed, settings, overwrite=options.overwrite, progress=progress
+    )
+    for path in written:
+        _say(str(path))
+
+
+def train(options: Namespace) -> None:
+    """``ctmicrosr train``."""
+    import torch
+
+    from CTMicroSRLib.training.export import export_run
+    from CTMicroSRLib.training.supervised import TrainingSettings
+    from CTMicroSRLib.training.supervised import train as train_supervised
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    settings = TrainingSettings(seed=options.seed)
+    if options.steps is not None:
+        settings = replace(
+            settings, steps=options.steps, checkpoint_steps=min(options.steps, settings.checkpoint_steps)
+        )
+    if options.specimens is not None:
+        settings = replace(settings, pairs=replace(settings.pairs, specimens=options.specimens))
+    train_supervised(options.output, settings, resume=options.resume)
+    folder = export_run(options.output, settings)
+    _say(f"{folder}: a model folder for --model")
+
+
+def evaluate(options: Namespace) -> None:
+    """``ctmicrosr evaluate``."""
+    from CTMicroSRLib.evaluation.simulated import evaluate_models
+    from CTMicroSRLib.evaluation.tables import write_table
+
+    if options.output.exists() and not options.overwrite:
+        raise UsageError(f"{options.output} exists already; choose another name or add --overwrite.")
+    table = evaluate_models(options.models, options.cases, options.seed, make_progress(options.progress))
+    write_table(table, options.output)
+    _say(options.output.read_text(encoding="utf-8"))
+
+
+def doctor(_options: Namespace) -> int:
+    """``ctmicrosr doctor``: facts, then what is wrong; the exit status of the first problem."""
+    import psutil
+
+    from CTMicroSRLib.report import software_versions
+
+    problems: list[tuple[int, str]] = []
+    facts = {"ctmicrosr": __version__, **software_versions()}
+    memory = psutil.virtual_memory()
+    facts["memory free"] = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB"
+    facts["disk free here"] = f"{shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB"
+    facts["models folder"] = str(models.user_models_folder())
+    try:
+        import torch
+
+        from CTMicroSRLib.devices import choose_device, has_fast_bf16
+
+        device = choose_device("auto")
+        facts["device"] = torch.cuda.get_device_name() if device.type == "cuda" else str(device)
+        facts["threads"] = str(torch.get_num_threads())
+        facts["fast bf16"] = "yes" if has_fast_bf16(device) else "no"
+    except (ImportError, AttributeError, OSError) as error:
+        problems.append((4, f"torch can't be used ({error}); install it again."))
+    found, broken = models.list_models()
+    problems += [(5, text) for text in broken]
+    for model in found:
+        try:
+            models.verify_model(model)
+            facts[f"model {model.card.name}"] = "verified"
+        except ModelError as error:
+            problems.append((error.exit_status, str(error)))
+    if not found:
+        problems.append((5, "No model is installed; import one with 'ctmicrosr models import FOLDER'."))
+    for name, value in facts.items():
+        _say(f"{name:>24}: {value}")
+    for _, text in problems:
+        _say(f"Problem: {text}")
+    if not problems:
+        _say("Everything that super-resolving needs is here.")
+    return problems[0][0] if problems else 0

@@ -1,0 +1,178 @@
+"""Consistency with the scanner: scanning the result again gives the input back.
+
+The scan of a fine slice s is A s: point spread, then the mean of every block (``point_spread``). Iterative
+back-projection (Irani & Peleg 1991) adds interpolated residuals x - A s until they lie within the noise.
+Since A and the interpolation B are both linear and separable, the iteration runs on the coarse grid with the
+small matrices of A B, and the fine slice is scanned once and corrected once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from CTMicroSRLib.interpolation import REACH, phase_weights
+from CTMicroSRLib.point_spread import scan_matrix
+
+Mode = Literal["scan", "block", "off"]
+MODES: tuple[Mode, ...] = ("scan", "block", "off")
+
+NOISE_DEVIATIONS = 2.0
+"""Residuals within this many standard deviations of the noise are left: they are the noise."""
+
+MAXIMUM_ITERATIONS = 20
+CHUNK_COARSE_VOXELS = 32
+
+
+@dataclass(frozen=True)
+class ConsistencySettings:
+    """How a result is made consistent; widths in millimetres, noise in HU."""
+
+    mode: Mode = "scan"
+    psf_fwhm_mm: float = 1.0
+    noise_hu: float = 15.0
+
+
+class Residual(NamedTuple):
+    """Sum of squares, largest absolute value and number of residuals x - A s, in HU."""
+
+    squares: float
+    largest_hu: float
+    count: int
+
+
+class BandMatrix:
+    """One axis of a scan or an interpolation: a banded matrix, applied chunk by chunk as dense products."""
+
+    def __init__(self, matrix: NDArray[np.float32], chunk_rows: int, device: torch.device) -> None:
+        self.shape = matrix.shape
+        self.chunks: list[tuple[slice, slice, Tensor]] = []
+        for start in range(0, matrix.shape[0], chunk_rows):
+            rows = slice(start, min(start + chunk_rows, matrix.shape[0]))
+            used = np.flatnonzero(matrix[rows].any(axis=0))
+            columns = slice(int(used[0]), int(used[-1]) + 1)
+            block = torch.from_numpy(np.ascontiguousarray(matrix[rows, columns])).to(device)
+            self.chunks.append((rows, columns, block))
+
+    def times(self, image: Tensor) -> Tensor:
+        """The product matrix @ image."""
+        result = image.new_empty((self.shape[0], image.shape[1]))
+        for rows, columns, block in self.chunks:
+            torch.mm(block, image[columns], out=result[rows])
+        return result
+
+    def add_transposed(self, image: Tensor, target: Tensor) -> None:
+        """Add in place: target += image @ matrix.T, in place."""
+        for rows, columns, block in self.chunks:
+            target[:, rows].addmm_(image[:, columns], block.T)
+
+    def times_transposed(self, image: Tensor) -> Tensor:
+        """The product image @ matrix.T."""
+        result = image.new_zeros((image.shape[0], self.shape[0]))
+        self.add_transposed(image, result)
+        return result
+
+
+class Interpolator:
+    """Cubic interpolation of coarse slices of one shape onto the fine grid."""
+
+    def __init__(self, shape_ji: tuple[int, int], scale: int, device: torch.device) -> None:
+        self.scale = scale
+        matrices = [interpolation_matrix(size, scale) for size in shape_ji]
+        chunk = CHUNK_COARSE_VOXELS * scale
+        self.rows, self.columns = (BandMatrix(matrix, chunk, device) for matrix in matrices)
+
+    def __call__(self, coarse: Tensor) -> Tensor:
+        """Fine slice of a coarse one."""
+        return self.columns.times_transposed(self.rows.times(coarse))
+
+    def add(self, coarse: Tensor, fine: Tensor) -> None:
+        """Add an interpolated coarse slice in place."""
+        self.columns.add_transposed(self.rows.times(coarse), fine)
+
+
+class ScannerConsistency:
+    """Makes fine slices of one shape consistent with their coarse slices."""
+
+    def __init__(
+        self,
+        shape_ji: tuple[int, int],
+        scale: int,
+        spacing_ji_mm: tuple[float, float],
+        settings: ConsistencySettings,
+        device: torch.device,
+    ) -> None:
+        self.scale = scale
+        self.settings = settings
+        self.interpolate = Interpolator(shape_ji, scale, device)
+        widths = (
+            [settings.psf_fwhm_mm * scale / spacing for spacing in spacing_ji_mm]
+            if settings.mode != "block"
+            else [0.0, 0.0]
+        )
+        scans = [scan_matrix(n, scale, width) for n, width in zip(shape_ji, widths, strict=True)]
+        self.scan_rows, self.scan_columns = (BandMatrix(m, CHUNK_COARSE_VOXELS, device) for m in scans)
+        round_trips = [m @ interpolation_matrix(n, scale) for n, m in zip(shape_ji, scans, strict=True)]
+        self.trip_rows, self.trip_columns = (
+            BandMatrix(trip.astype(np.float32), 2 * CHUNK_COARSE_VOXELS, device) for trip in round_trips
+        )
+        self.tolerance_hu = NOISE_DEVIATIONS * settings.noise_hu if settings.mode == "scan" else 0.0
+
+    def scan(self, fine: Tensor) -> Tensor:
+        """What the scanner would show of a fine slice, HU."""
+        return self.scan_columns.times_transposed(self.scan_rows.times(fine))
+
+    def apply(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """Correct ``fine`` in place and return the residual that remains, on the coarse grid, in HU."""
+        residual = coarse - self.scan(fine)
+        if self.settings.mode == "off":
+            return residual
+        correction, remaining = self._back_projection(residual)
+        self.interpolate.add(correction, fine)
+        if self.settings.mode == "block":
+            add_blocks(remaining, fine, self.scale)
+            remaining = coarse - self.scan(fine)
+        return remaining
+
+    def _back_projection(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Coarse correction c with residual - A B c within the tolerance, and what remains.
+
+        Each step adds what exceeds the tolerance. It ends when nothing does, or after a fixed number of
+        steps, so that a pixel's correction depends on its surroundings alone.
+        """
+        correction = torch.zeros_like(residual)
+        remaining = residual
+        for _ in range(MAXIMUM_ITERATIONS if self.settings.mode == "scan" else 3):
+            excess = remaining - remaining.clamp(-self.tolerance_hu, self.tolerance_hu)
+            if not bool(excess.any()):
+                break
+            correction += excess
+            remaining = remaining - self.trip_columns.times_transposed(self.trip_rows.times(excess))
+        return correction, remaining
+
+
+def measure(residual: Tensor) -> Residual:
+    """Summary of a residual."""
+    return Residual(float(residual.double().square().sum()), float(residual.abs().max()), int(residual.numel()))
+
+
+def add_blocks(coarse: Tensor, fine: Tensor, scale: int) -> None:
+    """Add every coarse value to its whole block, in place."""
+    rows, columns = coarse.shape
+    fine.view(rows, scale, columns, scale).add_(coarse[:, None, :, None])
+
+
+def interpolation_matrix(coarse_size: int, scale: int) -> NDArray[np.float32]:
+    """One axis of cubic interpolation, ``(coarse_size * scale, coarse_size)``; the border's edge goes on."""
+    weights = phase_weights(scale)
+    matrix = np.zeros((coarse_size, scale, coarse_size))
+    at = np.arange(coarse_size)
+    for offset in range(-REACH, REACH + 1):
+        source = np.clip(at + offset, 0, coarse_size - 1)
+        np.add.at(matrix, (at, slice(None), source), weights[None, :, offset + REACH])
+    return matrix.reshape(coarse_size * scale, coarse_size).astype(np.float32)

@@ -1,0 +1,54 @@
+"""Which device and precision a model runs on, chosen or asked for."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import torch
+
+from CTMicroSRLib.errors import ResourceError, UsageError
+
+logger = logging.getLogger(__name__)
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+PrecisionName = Literal["auto", "fp32", "bf16"]
+DEVICES: tuple[DeviceName, ...] = ("auto", "cpu", "cuda", "mps")
+PRECISIONS: tuple[PrecisionName, ...] = ("auto", "fp32", "bf16")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: an unknown name.
+        ResourceError: the device is not on this machine.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(device for device, there in available.items() if there))
+    if name not in available:
+        raise UsageError(f"The device {name!r} is unknown; choose one of {', '.join(DEVICES)}.")
+    if not available[name]:
+        raise ResourceError(f"This machine has no usable {name} device; choose --device cpu or auto.")
+    return torch.device(name)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """True where the device multiplies bfloat16 in hardware (elsewhere it is slower than float32)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def free_memory_bytes() -> int:
+    """Memory that a new allocation can have without swapping."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)

@@ -1,0 +1,42 @@
+"""The intensity window that maps HU to what a network sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from CTMicroSRLib.errors import ModelError
+
+Array = TypeVar("Array")
+
+
+@dataclass(frozen=True)
+class IntensityWindow:
+    """HU from ``low_hu`` to ``high_hu`` map linearly to -1 to 1.
+
+    Raises:
+        ModelError: ``low_hu`` is not below ``high_hu``.
+    """
+
+    low_hu: float
+    high_hu: float
+
+    def __post_init__(self) -> None:
+        if not self.low_hu < self.high_hu:
+            raise ModelError(
+                f"The intensity window {self.low_hu}..{self.high_hu} HU is empty; correct the model's card."
+            )
+
+    @property
+    def hu_per_unit(self) -> float:
+        """HU that one unit of the normalised range stands for."""
+        return (self.high_hu - self.low_hu) / 2.0
+
+    def normalise(self, hu: Array) -> Array:
+        """Clip HU to the window and map it to [-1, 1] (NumPy array or torch tensor)."""
+        clipped = hu.clip(self.low_hu, self.high_hu)  # type: ignore[attr-defined]
+        return (clipped - self.low_hu) / self.hu_per_unit - 1.0  # type: ignore[no-any-return]
+
+    def to_hu(self, normalised: Array) -> Array:
+        """Map normalised intensities back to HU, without clipping."""
+        return (normalised + 1.0) * self.hu_per_unit + self.low_hu  # type: ignore[operator,no-any-return]

@@ -1,0 +1,121 @@
+"""One scan in a file in, its super-resolution in files out: what the command, the panel and a batch run."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from CTMicroSRLib.errors import UsageError
+from CTMicroSRLib.files import VolumeWriter, check_writable, read_mask, read_volume
+from CTMicroSRLib.progress import Progress
+from CTMicroSRLib.report import Report, peak_memory_mb, write_report
+from CTMicroSRLib.superresolve import Options, Prepared, prepare, result_metadata, run
+from CTMicroSRLib.volume import Volume
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The files of one run and its options.
+
+    ``mask``, ``uncertainty``, ``report`` and ``figure`` are None where they are not wanted; ``options`` say whether the
+    uncertainty is computed.
+    """
+
+    input: Path
+    output: Path
+    options: Options = field(default_factory=Options)
+    mask: Path | None = None
+    uncertainty: Path | None = None
+    report: Path | None = None
+    figure: Path | None = None
+    overwrite: bool = False
+
+    def outputs(self) -> list[Path]:
+        """The files the job writes."""
+        return [path for path in (self.output, self.uncertainty, self.report, self.figure) if path is not None]
+
+
+def run_job(job: Job, progress: Progress) -> Report:
+    """Run a job; its files appear complete, the result last, or not at all.
+
+    Raises:
+        UsageError, RefusedInputError, ResourceError, ModelError, CancelledError: see ``errors``.
+    """
+    check_outputs(job)
+    progress.update("reading", 0, 1)
+    volume = read_volume(job.input)
+    mask = None if job.mask is None else read_mask(job.mask, volume.geometry)
+    progress.update("reading", 1, 1)
+    prepared = prepare(volume, job.options, mask, progress)
+    geometry = prepared.plan.output_geometry
+    size_bytes = 2 * int(np.prod(geometry.size_ijk, dtype=np.int64))
+    volumes = [path for path in (job.output, job.uncertainty) if path is not None]
+    for path in volumes:
+        check_writable(path, size_bytes * len(volumes), overwrite=job.overwrite)
+    with ExitStack() as stack:
+        header = result_metadata(prepared)
+        writers = [
+            stack.enter_context(VolumeWriter(path, geometry, np.dtype(np.int16), header, overwrite=job.overwrite))
+            for path in volumes
+        ]
+        report = run(prepared, writers[0], writers[1] if len(writers) > 1 else None, progress)
+        progress.update("writing", 0, 1)
+        for writer in reversed(writers):
+            writer.commit()
+    _complete(report, job, prepared)
+    if job.figure is not None:
+        _draw(job, volume, prepared)
+    if job.report is not None:
+        write_report(report, job.report)
+    progress.update("writing", 1, 1)
+    return report
+
+
+def check_outputs(job: Job) -> None:
+    """Refuse outputs that can't be written, before any work.
+
+    Raises:
+        UsageError: a file exists and ``overwrite`` is off, two outputs are the same file, or an output is the input.
+    """
+    paths = [path.resolve() for path in job.outputs()]
+    if len(set(paths)) < len(paths):
+        raise UsageError("Two of the outputs are the same file; give each its own name.")
+    inputs = [path.resolve() for path in (job.input, job.mask) if path is not None]
+    for path in paths:
+        if path in inputs:
+            raise UsageError(f"The output {path.name} is an input; give the output another name.")
+    for volume_path in (job.output, job.uncertainty):
+        if volume_path is not None:
+            check_writable(volume_path, 0, overwrite=job.overwrite)
+    for extra in (job.report, job.figure):
+        if extra is None:
+            continue
+        if not extra.parent.is_dir():
+            raise UsageError(f"The folder {extra.parent} does not exist; create it or choose another.")
+        if extra.exists() and not job.overwrite:
+            raise UsageError(f"{extra} exists already; choose another name or add --overwrite.")
+
+
+def _complete(report: Report, job: Job, prepared: Prepared) -> None:
+    """Add the files' names, and the time and memory of the whole job."""
+    inputs: dict[str, Any] = report["input"]
+    inputs["path"] = str(job.input)
+    outputs: dict[str, Any] = report["output"]
+    outputs["path"] = str(job.output)
+    outputs["uncertainty"] = None if job.uncertainty is None else str(job.uncertainty)
+    report["seconds"] = prepared.stopwatch.by_stage()
+    report["peak_memory_mb"] = round(peak_memory_mb(), 1)
+
+
+def _draw(job: Job, volume: Volume, prepared: Prepared) -> None:
+    from CTMicroSRLib.figure import draw_result
+
+    assert job.figure is not None
+    draw_result(job.figure, volume, prepared.plan.region, job.output, job.uncertainty)

@@ -1,0 +1,165 @@
+"""A loaded model, ready to be called many times on any tile."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from CTMicroSRLib.card import ModelCard
+from CTMicroSRLib.devices import choose_device, has_fast_bf16
+from CTMicroSRLib.errors import ModelError, UsageError
+from CTMicroSRLib.models import DEFAULT_MODEL, find_model, verify_model
+from CTMicroSRLib.networks import build_network
+from CTMicroSRLib.networks.generator import WHOLE, Border, Generator
+from CTMicroSRLib.uncertainty import PassStatistics, channel_masks, pass_statistics
+
+logger = logging.getLogger(__name__)
+
+BF16_ERROR_LIMIT_HU = 2.0
+"""``auto`` takes bf16 only where its root-mean-square error on a probe stays below this."""
+
+PROBE_VOXELS = 48
+
+
+@dataclass(frozen=True)
+class ScanConditions:
+    """What the model is told of the scan: point spread's width in coarse voxels, noise in HU."""
+
+    psf_fwhm_voxels: float
+    noise_hu: float
+
+
+class Model:
+    """A verified model on a device. Built by :func:`load_model`; safe to call again and again.
+
+    Attributes:
+        card: the model's card.
+        device: where it runs.
+        precision: ``fp32`` or ``bf16``.
+        precision_error_hu: root-mean-square difference of bf16 from fp32 on a probe; 0 for fp32.
+    """
+
+    def __init__(self, card: ModelCard, network: Generator, device: torch.device, precision: str) -> None:
+        self.card = card
+        self.device = device
+        self.network = _prepared(network, device)
+        self.precision_error_hu = 0.0
+        self.precision = "fp32"
+        if precision not in ("auto", "fp32", "bf16"):
+            raise UsageError(f"The precision {precision!r} is unknown; choose auto, fp32 or bf16.")
+        if precision == "bf16" or (precision == "auto" and has_fast_bf16(device)):
+            self._try_bf16(demanded=precision == "bf16")
+
+    def _try_bf16(self, *, demanded: bool) -> None:
+        probe, conditions = _probe(self.card), ScanConditions(psf_fwhm_voxels=1.8, noise_hu=15.0)
+        exact, reference = self.network, self.run(probe, WHOLE, conditions)
+        self.network = copy.deepcopy(exact).to(torch.bfloat16)
+        difference = self.run(probe, WHOLE, conditions) - reference
+        error_hu = float(difference.square().mean().sqrt())
+        logger.info("bf16 differs from fp32 by %.2f HU (root mean square)", error_hu)
+        if demanded or error_hu <= BF16_ERROR_LIMIT_HU:
+            self.precision, self.precision_error_hu = "bf16", error_hu
+        else:
+            self.network = exact
+
+    def input(self, coarse_hu: Tensor, conditions: ScanConditions) -> Tensor:
+        """Network input ``(1, 1 + planes, rows, columns)`` of a tile in HU, float32."""
+        image = self.card.window.normalise(coarse_hu.to(self.device, torch.float32))
+        values = [plane.value(conditions.psf_fwhm_voxels, conditions.noise_hu) for plane in self.card.planes]
+        planes = [torch.full_like(image, value) for value in values]
+        return torch.stack([image, *planes])[None].to(memory_format=torch.channels_last)
+
+    def run(self, coarse_hu: Tensor, border: Border, conditions: ScanConditions) -> Tensor:
+        """One pass without dropout.
+
+        Args:
+            coarse_hu: tile with its halo, ``(rows, columns)``, HU.
+            border: which sides are the image's own border (the others carry ``card.halo`` voxels).
+            conditions: the scan's blur and noise.
+
+        Returns:
+            Fine tile without halo, ``(rows', columns')``, HU, float32.
+        """
+        with _exact(self.device):
+            output = self.network(self.input(coarse_hu, conditions), border)
+        return self.card.window.to_hu(output[0, 0].float())
+
+    def run_passes(
+        self, coarse_hu: Tensor, border: Border, conditions: ScanConditions, *, passes: int, seed: int
+    ) -> PassStatistics:
+        """T passes under dropout and one without, the part before the first dropout layer computed once.
+
+        The masks depend on the seed, the pass and the layer alone, so every tile sees the same T networks.
+        """
+        masks = [channel_masks(self.network, seed, t, self.device) for t in range(passes)]
+        with _exact(self.device):
+            return pass_statistics(self.network, self.input(coarse_hu, conditions), border, masks, self.card.window)
+
+
+def load_model(name_or_folder: str | Path = DEFAULT_MODEL, *, device: str = "auto", precision: str = "auto") -> Model:
+    """Find, verify and load a model.
+
+    Args:
+        name_or_folder: an installed model's name, or a model folder.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: ``fp32``; ``bf16``; ``auto`` is bf16 where the device has it in hardware and its measured error is
+            at most 2 HU, else fp32.
+
+    Raises:
+        ModelError: no such model, damaged or altered files, weights that don't fit the architecture.
+        ResourceError: the device is not there.
+        UsageError: unknown device or precision.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    found = find_model(name_or_folder)
+    path = verify_model(found)
+    network = build_network(found.card.architecture, found.card.parameters)
+    if (network.scale, network.halo) != (found.card.scale, found.card.halo):
+        raise ModelError(
+            f"The card of {found.card.name} gives another scale or halo than its network has; get the model again "
+            "from its source."
+        )
+    try:
+        network.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError, OSError):
+        raise ModelError(
+            f"The weights of {found.card.name} do not fit its architecture; get the model again from its source."
+        ) from None
+    return Model(found.card, network, choose_device(device), precision)
+
+
+def _prepared(network: Generator, device: torch.device) -> Generator:
+    fold = getattr(network, "fold", None)
+    if fold is not None:
+        fold()
+    return network.eval().requires_grad_(False).to(device, torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+@contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """Inference without gradients and, on CUDA, without TF32's shortened mantissa."""
+    with torch.inference_mode():
+        if device.type == "cuda":
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # type: ignore[no-untyped-call]
+                yield
+        else:
+            yield
+
+
+def _probe(card: ModelCard) -> Tensor:
+    """A tile with edges, fine texture and the whole window, to measure what a precision costs."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:PROBE_VOXELS, :PROBE_VOXELS]
+    image = np.where((rows // 12 + columns // 12) % 2, 40.0, -870.0)
+    image += 80.0 * np.sin(columns / 2.0) * (rows > PROBE_VOXELS // 2) + rng.normal(0.0, 20.0, image.shape)
+    return torch.from_numpy(np.clip(image, card.window.low_hu, card.window.high_hu).astype(np.float32))

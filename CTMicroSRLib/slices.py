@@ -1,0 +1,196 @@
+"""Computing one slice: interpolate, run the network's tiles, stitch, make consistent, round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from CTMicroSRLib.consistency import ConsistencySettings, ScannerConsistency, measure
+from CTMicroSRLib.networks.generator import Border
+from CTMicroSRLib.plan import SlicePlan
+from CTMicroSRLib.session import ScanConditions
+from CTMicroSRLib.tiles import Rectangle, tile_of
+from CTMicroSRLib.uncertainty import calibrated
+from CTMicroSRLib.volume import AIR_HU
+
+if TYPE_CHECKING:
+    from CTMicroSRLib.superresolve import Prepared
+
+Int16 = NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class SliceOutcome:
+    """A finished slice of the region, int16 HU, and its standard deviation where asked for."""
+
+    result_hu: Int16
+    deviation_hu: Int16 | None
+
+
+class SliceEngine:
+    """Computes slices of one run; what is the same for all of them is made once."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
+        self.plan, self.model, self.options = prepared.plan, prepared.model, prepared.options
+        spacing_i, spacing_j, _ = prepared.volume.geometry.spacing_mm
+        acquisition = prepared.acquisition
+        self.conditions = ScanConditions(
+            psf_fwhm_voxels=acquisition.psf_fwhm_mm / ((spacing_i + spacing_j) / 2.0),
+            noise_hu=acquisition.noise_hu,
+        )
+        settings = ConsistencySettings(
+            mode=self.options.consistency,  # type: ignore[arg-type]
+            psf_fwhm_mm=acquisition.psf_fwhm_mm,
+            noise_hu=acquisition.noise_hu,
+        )
+        window = self.plan.window
+        self.consistency = ScannerConsistency(
+            (window.size_ijk[1], window.size_ijk[0]),
+            self.plan.scale,
+            (spacing_j, spacing_i),
+            settings,
+            self.model.device,
+        )
+        self.averaged = self.model.card.result == "mean"
+        self.sampling = self.options.uncertainty or self.averaged
+        self._residuals: list[tuple[float, float, int]] = []
+        self._rectangles = 0
+        self._network_voxels = 0
+
+    @torch.inference_mode()
+    def compute(self, k: int, slice_plan: SlicePlan, check: Callable[[], None]) -> SliceOutcome:
+        """Compute slice ``k`` of the input; ``check`` is called between tiles and may raise."""
+        watch = self.prepared.stopwatch
+        coarse = self._coarse(k)
+        window = self.plan.window
+        inside = coarse[slice(*window.j), slice(*window.i)]
+        with watch.stage("interpolate"):
+            fine = self.consistency.interpolate(inside)
+            deviation = torch.zeros_like(fine) if self.options.uncertainty else None
+        for rectangle in slice_plan.rectangles:
+            check()
+            self._run_rectangle(coarse, rectangle, slice_plan.weights_ji, fine, deviation)
+        with watch.stage("consistency"):
+            remaining = self.consistency.apply(fine, inside)
+            self._residuals.append(tuple(measure(self._crop(remaining, 1))))  # type: ignore[arg-type]
+        with watch.stage("round"):
+            return SliceOutcome(self._rounded(fine), None if deviation is None else self._rounded(deviation))
+
+    def measured(self) -> dict[str, Any]:
+        """Residual, tiles and passes of the slices so far, for the report."""
+        squares, largest, count = zip(*self._residuals, strict=True)
+        return {
+            "residual": {
+                "residual_rms_hu": round(float(np.sqrt(sum(squares) / sum(count))), 3),
+                "residual_max_hu": round(float(max(largest)), 3),
+            },
+            "tiles": {"rectangles": self._rectangles, "voxels": self._network_voxels},
+            "uncertainty": {"passes": self.options.passes} if self.sampling else None,
+        }
+
+    def _coarse(self, k: int) -> Tensor:
+        array = np.asarray(self.prepared.volume.array_kji[k], dtype=np.float32)
+        return torch.from_numpy(np.maximum(array, np.float32(AIR_HU))).to(self.model.device)
+
+    def _run_rectangle(
+        self,
+        coarse: Tensor,
+        core: Rectangle,
+        weights_ji: NDArray[np.float32] | None,
+        fine: Tensor,
+        deviation: Tensor | None,
+    ) -> None:
+        """Run the network on a rectangle and put its part of the window into ``fine``."""
+        watch, scale, window = self.prepared.stopwatch, self.plan.scale, self.plan.window
+        whole = Rectangle((0, coarse.shape[0]), (0, coarse.shape[1]))
+        if self.model.network.whole_slice_only:
+            core = whole
+        tile = tile_of(core, (coarse.shape[0], coarse.shape[1]), self.plan.halo)
+        border = Border(tile.left, tile.right, tile.top, tile.bottom)
+        patch = coarse[slice(*tile.rows), slice(*tile.columns)]
+        with watch.stage("network"):
+            image, spread = self._network(patch, border)
+        rows = (max(core.rows[0], window.j[0]), min(core.rows[1], window.j[1]))
+        columns = (max(core.columns[0], window.i[0]), min(core.columns[1], window.i[1]))
+        start = (0 if tile.top else core.rows[0], 0 if tile.left else core.columns[0])
+        with watch.stage("stitch"):
+            source = _fine_part(rows, columns, start, scale)
+            target = _fine_part(rows, columns, (window.j[0], window.i[0]), scale)
+            weights = _fine_weights(weights_ji, rows, columns, scale, coarse.device)
+            if weights is None:
+                fine[target] = image[source]
+            else:
+                fine[target].lerp_(image[source], weights)
+            if deviation is not None and spread is not None:
+                kept = spread[source]
+                deviation[target] = kept if weights is None else kept * (weights >= 0.5)
+        self._rectangles += 1
+        self._network_voxels += core.area
+
+    def _network(self, patch: Tensor, border: Border) -> tuple[Tensor, Tensor | None]:
+        if not self.sampling:
+            return self.model.run(patch, border, self.conditions), None
+        statistics = self.model.run_passes(
+            patch, border, self.conditions, passes=self.options.passes, seed=self.options.seed
+        )
+        image = statistics.mean if self.averaged else statistics.plain
+        return image, calibrated(statistics.standard_deviation, self.model.card.calibration)
+
+    def _crop(self, image: Tensor, scale: int) -> Tensor:
+        """The region's part of an image of the window."""
+        region, window = self.plan.region, self.plan.window
+        return image[_fine_part(region.j, region.i, (window.j[0], window.i[0]), scale)]
+
+    def _rounded(self, image: Tensor) -> Int16:
+        limits = torch.iinfo(torch.int16)
+        cropped = self._crop(image, self.plan.scale).round_().clamp_(limits.min, limits.max)
+        array: Int16 = cropped.to(torch.int16).cpu().numpy()
+        return array
+
+
+def _fine_part(
+    rows: tuple[int, int], columns: tuple[int, int], start: tuple[int, int], scale: int
+) -> tuple[slice, slice]:
+    """Fine index of coarse rows and columns in an image whose first coarse voxel is ``start``."""
+    return (
+        slice((rows[0] - start[0]) * scale, (rows[1] - start[0]) * scale),
+        slice((columns[0] - start[1]) * scale, (columns[1] - start[1]) * scale),
+    )
+
+
+def _fine_weights(
+    weights_ji: NDArray[np.float32] | None,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    scale: int,
+    device: torch.device,
+) -> Tensor | None:
+    """Linearly interpolated weights of a part of the slice; None where all are 1.
+
+    One voxel of the slice around the part is interpolated too, so that a tile's weights are the slice's.
+    """
+    if weights_ji is None:
+        return None
+    height, width = weights_ji.shape
+    outer = (
+        slice(max(0, rows[0] - 1), min(height, rows[1] + 1)),
+        slice(max(0, columns[0] - 1), min(width, columns[1] + 1)),
+    )
+    part = weights_ji[outer]
+    if part.min() >= 1.0:
+        return None
+    fine = functional.interpolate(
+        torch.from_numpy(np.ascontiguousarray(part)).to(device)[None, None],
+        scale_factor=scale,
+        mode="bilinear",
+        align_corners=False,
+    )[0, 0]
+    return fine[_fine_part(rows, columns, (outer[0].start, outer[1].start), scale)]

@@ -1,0 +1,304 @@
+"""The pipeline: a clinical CT in, its super-resolution out. Panel, command and Python all end here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from CTMicroSRLib import __version__
+from CTMicroSRLib.acquisition import Acquisition, estimate_acquisition
+from CTMicroSRLib.errors import ResourceError, UsageError
+from CTMicroSRLib.files import check_is_ct
+from CTMicroSRLib.lungs import segment_lungs
+from CTMicroSRLib.models import DEFAULT_MODEL
+from CTMicroSRLib.plan import Plan, RegionChoice, make_plan
+from CTMicroSRLib.progress import Progress, SilentProgress, check_cancelled
+from CTMicroSRLib.report import NOTICE, Report, Stopwatch, peak_memory_mb, software_versions
+from CTMicroSRLib.volume import Geometry, Volume
+
+if TYPE_CHECKING:
+    from CTMicroSRLib.session import Model
+
+logger = logging.getLogger(__name__)
+
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to super-resolve; the same names as the command's options.
+
+    Attributes:
+        region: ``lungs``, ``whole`` or a Region in input voxels.
+        model: name, folder, or a loaded Model.
+        uncertainty: also make the standard deviation.
+        passes: passes under dropout for the uncertainty.
+        seed: of the dropout masks.
+        consistency: ``scan``, ``block`` or ``off``.
+        psf_fwhm_mm: the scanner's point spread; None estimates it from the scan.
+        noise_hu: the scan's noise; None estimates it from the scan.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        tile: edge of the largest tile in voxels, a multiple of 32; None lets the software choose.
+
+    Raises:
+        UsageError: a value that is not allowed.
+    """
+
+    region: RegionChoice = "lungs"
+    model: str | Path | Model = DEFAULT_MODEL
+    uncertainty: bool = False
+    passes: int = 20
+    seed: int = 0
+    consistency: str = "scan"
+    psf_fwhm_mm: float | None = None
+    noise_hu: float | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    tile: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.region, str) and self.region not in ("lungs", "whole"):
+            raise UsageError(f"The region {self.region!r} is unknown; give lungs, whole or a voxel region.")
+        if self.consistency not in ("scan", "block", "off"):
+            raise UsageError(f"The consistency {self.consistency!r} is unknown; choose scan, block or off.")
+        if not 2 <= self.passes <= 1000:
+            raise UsageError(f"{self.passes} passes are not possible; choose 2 to 1000.")
+        if self.seed < 0:
+            raise UsageError("The seed must not be negative; give 0 or more.")
+        for name, value, limit in (
+            ("point spread", self.psf_fwhm_mm, 10.0),
+            ("noise", self.noise_hu, 1000.0),
+        ):
+            if value is not None and not 0 < value <= limit:
+                raise UsageError(f"The {name} {value} is not possible; give a value above 0, at most {limit:g}.")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A super-resolved volume (int16 HU), its uncertainty if asked for, and the report.
+
+    ``uncertainty`` is the calibrated standard deviation in HU (int16) on the same grid; 0 where the network
+    did not run and nothing is known.
+    """
+
+    volume: Volume
+    uncertainty: Volume | None
+    report: Report
+
+
+class Sink(Protocol):
+    """Takes the result slice by slice."""
+
+    def write_slice(self, array_ji: NDArray[Any]) -> None:
+        """The next slice, int16."""
+
+
+class MemorySink:
+    """Keeps the slices in one array."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.array_kji = np.empty(geometry.shape_kji, dtype=np.int16)
+        self._next = 0
+
+    def write_slice(self, array_ji: NDArray[Any]) -> None:
+        """Copy the slice."""
+        self.array_kji[self._next] = array_ji
+        self._next += 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to go: everything decided, nothing computed."""
+
+    volume: Volume
+    options: Options
+    model: Model
+    plan: Plan
+    acquisition: Acquisition
+    stopwatch: Stopwatch
+    warnings: tuple[str, ...]
+
+
+def super_resolve(
+    volume: Volume,
+    *,
+    mask: Bool | None = None,
+    progress: Progress | None = None,
+    **options: Any,  # noqa: ANN401 - the fields of Options, checked there
+) -> Result:
+    """Super-resolve a volume in memory.
+
+    Args:
+        volume: a chest CT in HU.
+        mask: where the network runs, ``(k, j, i)`` on the volume's grid; None segments the lungs when
+            ``region`` is ``lungs`` and is everywhere otherwise.
+        progress: hears how far it is and is asked whether to stop.
+        **options: fields of :class:`Options`, for example ``region="whole", uncertainty=True``.
+
+    Raises:
+        RefusedInputError, UsageError, ResourceError, ModelError, CancelledError: see ``errors``.
+    """
+    listener = progress or SilentProgress()
+    try:
+        chosen = Options(**options)
+    except TypeError as error:
+        raise UsageError(f"super_resolve has no such option ({error}); see its documentation.") from None
+    prepared = prepare(volume, chosen, mask, listener)
+    geometry = prepared.plan.output_geometry
+    _check_memory(geometry, copies=2 if chosen.uncertainty else 1)
+    sink = MemorySink(geometry)
+    deviation = MemorySink(geometry) if chosen.uncertainty else None
+    report = run(prepared, sink, deviation, listener)
+    header = result_metadata(prepared)
+    return Result(
+        Volume(sink.array_kji, geometry, header),
+        None if deviation is None else Volume(deviation.array_kji, geometry, header),
+        report,
+    )
+
+
+def prepare(volume: Volume, options: Options, mask: Bool | None, progress: Progress) -> Prepared:
+    """Check the input, load the model, find the lungs, estimate blur and noise, and plan."""
+    from CTMicroSRLib.session import Model, load_model
+
+    stopwatch = Stopwatch()
+    check_is_ct(volume)
+    if mask is not None and mask.shape != volume.array_kji.shape:
+        raise UsageError(f"The mask's shape {mask.shape} is not the scan's {volume.array_kji.shape}; use one grid.")
+    with stopwatch.stage("model"):
+        model = (
+            options.model
+            if isinstance(options.model, Model)
+            else load_model(options.model, device=options.device, precision=options.precision)
+        )
+    warnings: tuple[str, ...] = ()
+    if mask is None and options.region == "lungs":
+        with stopwatch.stage("lungs"):
+            found = segment_lungs(volume, progress=progress)
+            mask, warnings = found.array_kji.astype(bool, copy=False), found.warnings
+    with stopwatch.stage("plan"):
+        plan = make_plan(
+            volume.geometry,
+            options.region,
+            mask,
+            scale=model.card.scale,
+            halo=model.card.halo,
+            tile=options.tile,
+        )
+    with stopwatch.stage("acquisition"):
+        acquisition = estimate_acquisition(
+            volume, psf_fwhm_mm=options.psf_fwhm_mm, noise_hu=options.noise_hu, progress=progress
+        )
+    return Prepared(volume, options, model, plan, acquisition, stopwatch, warnings)
+
+
+def run(prepared: Prepared, sink: Sink, deviation_sink: Sink | None, progress: Progress) -> Report:
+    """Compute every slice of the plan and hand it to the sinks.
+
+    Args:
+        prepared: from :func:`prepare`.
+        sink: takes the result, int16 HU.
+        deviation_sink: takes the calibrated standard deviation, int16 HU; needs ``options.uncertainty``.
+        progress: see :class:`Progress`.
+    """
+    from CTMicroSRLib.slices import SliceEngine
+
+    plan, stopwatch = prepared.plan, prepared.stopwatch
+    first, last = plan.region.k
+    with _memory_errors():
+        engine = SliceEngine(prepared)
+        for k, slice_plan in plan.slice_plans():
+            progress.update("super-resolving", k - first, last - first)
+            outcome = engine.compute(k, slice_plan, lambda: check_cancelled(progress))
+            with stopwatch.stage("write"):
+                sink.write_slice(outcome.result_hu)
+                if deviation_sink is not None and outcome.deviation_hu is not None:
+                    deviation_sink.write_slice(outcome.deviation_hu)
+    progress.update("super-resolving", last - first, last - first)
+    return _report(prepared, engine.measured())
+
+
+def result_metadata(prepared: Prepared) -> dict[str, str]:
+    """What the header of a result's own file says of its origin."""
+    card = prepared.model.card
+    return {
+        "Modality": "CT",
+        "CTMicroSR.derived": "true",
+        "CTMicroSR.model": f"{card.name} {card.sha256[:16]}",
+        "CTMicroSR.version": __version__,
+        "CTMicroSR.region": str(prepared.plan.region),
+        "CTMicroSR.notice": NOTICE,
+    }
+
+
+def _report(prepared: Prepared, measured: Report) -> Report:
+    options, model, acquisition = prepared.options, prepared.model, prepared.acquisition
+    geometry = prepared.plan.output_geometry
+    return {
+        "input": {
+            "size_ijk": list(prepared.volume.geometry.size_ijk),
+            "spacing_mm": list(prepared.volume.geometry.spacing_mm),
+            "metadata": dict(prepared.volume.metadata),
+        },
+        "output": {
+            "size_ijk": list(geometry.size_ijk),
+            "spacing_mm": list(geometry.spacing_mm),
+            "origin_mm": list(geometry.origin_mm),
+        },
+        "model": {"name": model.card.name, "sha256": model.card.sha256},
+        "region": str(prepared.plan.region),
+        "tiles": {**measured["tiles"], "largest": prepared.plan.largest_tile, "halo": prepared.plan.halo},
+        "device": str(model.device),
+        "precision": model.precision,
+        "precision_error_hu": round(model.precision_error_hu, 3),
+        "seed": options.seed,
+        "uncertainty": measured["uncertainty"],
+        "seconds": prepared.stopwatch.by_stage(),
+        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "consistency": {
+            "mode": options.consistency,
+            "psf_fwhm_mm": round(acquisition.psf_fwhm_mm, 4),
+            "psf_source": acquisition.psf_source,
+            "noise_hu": round(acquisition.noise_hu, 3),
+            "noise_source": acquisition.noise_source,
+            **measured["residual"],
+        },
+        "warnings": list(prepared.warnings),
+        "software": software_versions(),
+        "notice": NOTICE,
+    }
+
+
+def _check_memory(geometry: Geometry, copies: int) -> None:
+    from CTMicroSRLib.devices import free_memory_bytes
+
+    needed = 2 * int(np.prod(geometry.size_ijk, dtype=np.int64)) * copies
+    free = free_memory_bytes()
+    if needed > 0.9 * free:
+        raise ResourceError(
+            f"The result needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; choose a smaller region, "
+            "or write to a file, which needs no more than a slice."
+        )
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turn a failed allocation into one sentence."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise ResourceError("Not enough memory for one slice; choose a smaller --tile or region.") from None
+    except RuntimeError as error:
+        if "allocate memory" in str(error):
+            raise ResourceError("Not enough memory for one slice; choose a smaller --tile or region.") from None
+        raise
