@@ -17,7 +17,8 @@ from CTMicroSRLib.working_grid import (
     components,
     dilate,
     erode,
-    grow_below_image,
+    grow_below,
+    to_image,
 )
 
 _log = logging.getLogger(__name__)
@@ -36,8 +37,7 @@ _AREA_CHANGE = 2.5
 _GROW_HU = range(-1000, -799, 10)
 _LARGEST_TREE_ML = 150.0
 _LEAK_FACTOR = 1.35
-_LEAK_SHARE_OF_LARGEST = 0.04
-_LEAK_FROM_SHARE = 0.07
+_LEAK_FROM_SHARE = 0.5
 _NARROWEST_MAIN_BRONCHUS_MM = 6.5
 _SMALLEST_PART_ML = 0.3
 _WALL_MM = 2.0
@@ -158,29 +158,32 @@ def _blobs_of_slice(grid: WorkingGrid, enclosed_air: BoolArray, z: int) -> list[
     if not dark.any():
         return []
     _, sy, sx = grid.spacing_zyx_mm
-    labels = sitk.ConnectedComponent(sitk.GetImageFromArray(dark.astype(np.uint8)), False)
-    statistics = sitk.LabelIntensityStatisticsImageFilter()
-    statistics.Execute(labels, sitk.GetImageFromArray(hu))
-    label_array = sitk.GetArrayViewFromImage(labels)
+    labels = _label_slice(dark)
+    areas = np.bincount(labels.ravel()) * sy * sx
+    areas[0] = 0.0
     blobs = []
-    for label in statistics.GetLabels():
-        area = statistics.GetNumberOfPixels(label) * sy * sx
-        x0, y0, width, height = statistics.GetBoundingBox(label)
-        if not _AREA_MM2[0] <= area <= _AREA_MM2[1]:
-            continue
-        sides = sorted((width * sx, height * sy))
+    for label in np.flatnonzero((areas >= _AREA_MM2[0]) & (areas <= _AREA_MM2[1])):
+        rows, columns = np.nonzero(labels == label)
+        y0, y1, x0, x1 = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+        sides = sorted((float(y1 - y0) * sy, float(x1 - x0) * sx))
+        area = float(areas[label])
         if sides[1] > _LONGEST_SIDE_RATIO * sides[0] or area < _FILLED_SHARE_OF_BOX * sides[0] * sides[1]:
             continue
-        box = (
-            slice(max(0, y0 - 3), y0 + height + 3),
-            slice(max(0, x0 - 3), x0 + width + 3),
-        )
-        if not _has_wall(hu[box], label_array[box] == label):
+        box = (slice(max(0, y0 - 3), y1 + 3), slice(max(0, x0 - 3), x1 + 3))
+        if not _has_wall(hu[box], labels[box] == label):
             continue
-        x_centre, y_centre = statistics.GetCentroid(label)
-        x_dark, y_dark = statistics.GetMinimumIndex(label)
-        blobs.append(_Blob(z, (y_centre * sy, x_centre * sx), area, (z, y_dark, x_dark)))
+        darkest = int(np.argmin(hu[rows, columns]))
+        centre = (float(rows.mean()) * sy, float(columns.mean()) * sx)
+        blobs.append(_Blob(z, centre, area, (z, int(rows[darkest]), int(columns[darkest]))))
     return blobs
+
+
+def _label_slice(mask_yx: BoolArray) -> NDArray[np.uint32]:
+    """Components of one slice; one thread, because starting threads costs more than a slice does."""
+    connected = sitk.ConnectedComponentImageFilter()
+    connected.SetNumberOfThreads(1)
+    labels: NDArray[np.uint32] = sitk.GetArrayFromImage(connected.Execute(to_image(mask_yx)))
+    return labels
 
 
 def _has_wall(hu: NDArray[np.int16], spot: BoolArray) -> bool:
@@ -198,12 +201,9 @@ def _grow_without_leak(
     size = 0
     for upper_hu in _GROW_HU:
         check_cancelled(progress)
-        grown = grow_below_image(image, seeds_zyx, upper_hu)
+        grown = grow_below(image, seeds_zyx, upper_hu)
         grown_size = int(np.count_nonzero(grown))
-        jumps = (
-            size > _LEAK_FROM_SHARE * largest_voxels
-            and grown_size > _LEAK_FACTOR * size + _LEAK_SHARE_OF_LARGEST * largest_voxels
-        )
+        jumps = grown_size > max(_LEAK_FACTOR * size, _LEAK_FROM_SHARE * largest_voxels)
         _log.debug("airway growth at %d HU: %d voxels", upper_hu, grown_size)
         if jumps or grown_size > largest_voxels:
             break

@@ -140,7 +140,7 @@ def _card_from(content: dict[str, Any]) -> ModelCard:
         raise ModelError("The card is of another format than this version reads; update CTMicroSR.")
     window = content.pop("window")
     planes = tuple(
-        Plane(**{key: value if key == "quantity" else float(value) for key, value in plane.items()})
+        Plane(plane["quantity"], **{key: float(value) for key, value in plane.items() if key != "quantity"})
         for plane in content.pop("planes", ())
     )
     calibration = {key: float(value) for key, value in content.pop("calibration", {}).items()}

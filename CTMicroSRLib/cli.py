@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from CTMicroSRLib import __version__, commands
-from CTMicroSRLib.errors import CancelledError, CTMicroSRError, UsageError
+from CTMicroSRLib.errors import CancelledError, CTMicroSRError, ResourceError, UsageError
 from CTMicroSRLib.models import DEFAULT_MODEL
 from CTMicroSRLib.terminal import JsonProgress, cancel_on_signals
 
@@ -21,7 +24,10 @@ exit status: 0 done, 2 wrong use, 3 refused input, 4 not enough memory or disk (
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports wrong use as one line."""
+    """Reports wrong use as one line; an option is given in full, so that new ones never change what old ones mean."""
+
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - ArgumentParser's own
+        super().__init__(**settings, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message[0].upper()}{message[1:]}; see '{self.prog} --help'.")
@@ -30,41 +36,68 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    _print_any_text()
+    try:
+        return _run(arguments)
+    except BrokenPipeError:
+        # Nobody listens any more, so that flushing standard output on exit would fail again.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     try:
         options = build_parser().parse_args(arguments)
         level = logging.DEBUG if debug else logging.WARNING
         logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
         with cancel_on_signals():
-            return int(options.function(options) or 0)
-    except (CTMicroSRError, KeyboardInterrupt) as error:
-        return _fail(error, debug, "json" in arguments)
+            status = int(options.function(options) or 0)
+            sys.stdout.flush()
+            return status
     except BrokenPipeError:
-        sys.stderr.close()
-        return 1
-    except MemoryError:
-        from CTMicroSRLib.errors import ResourceError
-
-        return _fail(ResourceError("Not enough memory; choose a smaller region."), debug, "json" in arguments)
-    except OSError as error:
-        from CTMicroSRLib.errors import ResourceError
-
-        where = f" ({error.filename})" if error.filename else ""
-        problem = ResourceError(f"The system refused a file or device: {error.strerror or error}{where}; check it.")
-        return _fail(problem, debug, "json" in arguments)
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        return _fail(_user_error(error), debug, _wants_json(arguments))
 
 
-def _fail(error: BaseException, debug: bool, as_json: bool) -> int:
+def _user_error(error: BaseException) -> CTMicroSRError:
+    """What to tell the user of an exception."""
+    if isinstance(error, CTMicroSRError):
+        return error
     if isinstance(error, KeyboardInterrupt):
-        error = CancelledError("Cancelled; no output was written.")
-    assert isinstance(error, CTMicroSRError)
+        return CancelledError("Cancelled; no output was written.")
+    if isinstance(error, MemoryError):
+        return ResourceError("Not enough memory; choose a smaller region.")
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return ResourceError(f"The system refused a file or device: {error.strerror or error}{where}; check it.")
+    return CTMicroSRError(
+        f"Something unforeseen went wrong ({type(error).__name__}: {error}); run it again with --debug and report it."
+    )
+
+
+def _fail(error: CTMicroSRError, debug: bool, as_json: bool) -> int:
     message = " ".join(str(error).split())
     if debug:
         traceback.print_exc()
+    sys.stderr.write(f"ctmicrosr: {message}\n")
     if as_json:
         JsonProgress(sys.stdout).event("error", status=error.exit_status, message=message)
-    sys.stderr.write(f"ctmicrosr: {message}\n")
     return error.exit_status
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Whether ``--progress json`` is among arguments that may not have been understood."""
+    joined = " ".join(arguments).replace("--progress=", "--progress ")
+    return "--progress json" in joined
+
+
+def _print_any_text() -> None:
+    """Let a terminal that lacks a file name's characters show their codes instead of ending the command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def build_parser() -> argparse.ArgumentParser:

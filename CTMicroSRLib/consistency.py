@@ -41,9 +41,9 @@ class ConsistencySettings:
 class Residual(NamedTuple):
     """Sum of squares, largest absolute value and number of residuals x - A s, in HU."""
 
-    squares: float
+    squares_hu2: float
     largest_hu: float
-    count: int
+    voxels: int
 
 
 class BandMatrix:
@@ -174,5 +174,6 @@ def interpolation_matrix(coarse_size: int, scale: int) -> NDArray[np.float32]:
     at = np.arange(coarse_size)
     for offset in range(-REACH, REACH + 1):
         source = np.clip(at + offset, 0, coarse_size - 1)
-        np.add.at(matrix, (at, slice(None), source), weights[None, :, offset + REACH])
+        for phase in range(scale):
+            np.add.at(matrix, (at, phase, source), weights[phase, offset + REACH])
     return matrix.reshape(coarse_size * scale, coarse_size).astype(np.float32)

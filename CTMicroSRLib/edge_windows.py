@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -14,7 +14,6 @@ from CTMicroSRLib.progress import Progress, check_cancelled
 from CTMicroSRLib.volume import AIR_HU
 
 Floats = NDArray[np.float32]
-Scalar = TypeVar("Scalar", bound=np.generic)
 Spacing = tuple[float, float, float]
 
 
@@ -159,7 +158,7 @@ def find_edges(image: Floats, spacing_mm: Spacing, settings: WindowSettings) -> 
         return SliceEdges(np.empty((0, 2), np.intp), np.empty(0, np.float32), np.empty(0, np.bool_))
     smooth = binomial_smooth(binomial_smooth(np.minimum(image, 300.0)))
     gradient_j, gradient_i = np.gradient(smooth, spacing_mm[1], spacing_mm[0])
-    strength: Floats = np.hypot(gradient_i, gradient_j)
+    strength = np.asarray(np.hypot(gradient_i, gradient_j))
     # A step blurred with sigma is steepest with step / (sqrt(2 pi) sigma); the widest sigma wanted is 1.4 mm,
     # or what large pixels and the smoothing above leave.
     widest = max(1.4, 1.5 * max(spacing_mm[:2]))
@@ -169,10 +168,10 @@ def find_edges(image: Floats, spacing_mm: Spacing, settings: WindowSettings) -> 
     j, i = np.nonzero(steep)
     unit_i, unit_j = gradient_i[j, i] / strength[j, i], gradient_j[j, i] / strength[j, i]
 
-    def beside(distance_mm: float, of: NDArray[Scalar]) -> NDArray[Scalar]:
+    def beside(distance_mm: float, of: NDArray[Any]) -> NDArray[Any]:
         at_j = np.rint(j + unit_j * distance_mm / spacing_mm[1]).astype(np.intp)
         at_i = np.rint(i + unit_i * distance_mm / spacing_mm[0]).astype(np.intp)
-        return of[at_j, at_i]
+        return np.asarray(of[at_j, at_i])
 
     pixel = max(spacing_mm[:2])
     crest = (strength[j, i] >= beside(pixel, strength)) & (strength[j, i] > beside(-pixel, strength))

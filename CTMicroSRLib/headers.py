@@ -152,7 +152,10 @@ def _check_metaimage_fields(fields: dict[str, str]) -> None:
             raise ValueError
         if name in counts:
             numbers = [float(word) for word in value.split()]
-            if not value.isascii() or len(numbers) != counts[name] or names.index(name) < names.index("NDims"):
+            # Python reads 1_000 and 1e999 as numbers, MetaIO does not
+            if not value.isascii() or "_" in value or not all(map(math.isfinite, numbers)):
+                raise ValueError
+            if len(numbers) != counts[name] or names.index(name) < names.index("NDims"):
                 raise ValueError
         if (name in counts or name == "ElementDataFile") and max(map(len, value.split())) > METAIMAGE_LONGEST_WORD:
             raise ValueError

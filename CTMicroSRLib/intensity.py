@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from CTMicroSRLib.errors import ModelError
 
-Array = TypeVar("Array")
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+Array = TypeVar("Array", "NDArray[Any]", "torch.Tensor")
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,8 @@ class IntensityWindow:
 
     def normalise(self, hu: Array) -> Array:
         """Clip HU to the window and map it to [-1, 1] (NumPy array or torch tensor)."""
-        clipped = hu.clip(self.low_hu, self.high_hu)  # type: ignore[attr-defined]
-        return (clipped - self.low_hu) / self.hu_per_unit - 1.0  # type: ignore[no-any-return]
+        return (hu.clip(self.low_hu, self.high_hu) - self.low_hu) / self.hu_per_unit - 1.0
 
     def to_hu(self, normalised: Array) -> Array:
         """Map normalised intensities back to HU, without clipping."""
-        return (normalised + 1.0) * self.hu_per_unit + self.low_hu  # type: ignore[operator,no-any-return]
+        return (normalised + 1.0) * self.hu_per_unit + self.low_hu

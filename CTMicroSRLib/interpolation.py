@@ -36,4 +36,4 @@ def phase_kernels(scale: int) -> NDArray[np.float32]:
     """Convolution weights of both axes, shape ``(scale * scale, 1, 5, 5)``, in pixel-shuffle order."""
     one = phase_weights(scale)
     both = np.einsum("ax,by->abxy", one, one).reshape(scale * scale, 1, 2 * REACH + 1, 2 * REACH + 1)
-    return both.astype(np.float32)
+    return np.asarray(both, dtype=np.float32)

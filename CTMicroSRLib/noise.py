@@ -27,10 +27,14 @@ OPEN_AIR_HU = (-1015.0, -960.0)
 
 @dataclass(frozen=True)
 class NoiseSettings:
-    """Windows are ``window_mm`` wide, within ``window_pixels``; ``least_windows`` make an estimate."""
+    """Windows are ``window_mm`` wide, within ``window_pixels``; ``least_windows`` make an estimate.
+
+    Windows closer than ``edge_margin_mm`` to lung, air or bone are left out.
+    """
 
     slices: int = 24
     window_mm: float = 6.0
+    edge_margin_mm: float = 1.4
     window_pixels: tuple[int, int] = (7, 13)
     least_windows: int = 40
     # Where little tissue is uniform its windows are a small peak below the one of boundaries.
@@ -88,12 +92,13 @@ def read_noise_windows(
     width = int(np.clip(round(settings.window_mm / pixel), *settings.window_pixels))
     if min(array_kji.shape[1:]) < width:
         return None
+    margin = min(round(settings.edge_margin_mm / pixel), 4)
     chosen = evenly_spaced_slices(array_kji.shape[0], settings.slices)
     found = []
     for done, k in enumerate(chosen):
         check_cancelled(progress)
         progress.update("noise", done, len(chosen))
-        found.append(_slice_windows(as_hu(array_kji[k]), width))
+        found.append(_slice_windows(as_hu(array_kji[k]), width, margin))
     progress.update("noise", len(chosen), len(chosen))
     mean, variance, unusable, upper_spread = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return NoiseWindows(width, mean, variance, unusable, upper_spread)
@@ -167,11 +172,16 @@ def window_share(window: int, spacing_mm: Spacing, psf_fwhm_mm: float) -> tuple[
     return seen / (window**2 - 3), seen**2 / float((matrix**2).sum())
 
 
-def _slice_windows(image: Floats, window: int) -> tuple[Floats, Floats, NDArray[np.bool_], Floats]:
+def _slice_windows(image: Floats, window: int, margin: int) -> tuple[Floats, Floats, NDArray[np.bool_], Floats]:
     """Mean, variance, unusable and upper spread of a slice's windows, half overlapping."""
     stride = (window + 1) // 2
     smooth = binomial_smooth(image)
     structured = (smooth < STRUCTURE_HU[0]) | (smooth > STRUCTURE_HU[1])
+    for _ in range(margin):
+        structured[1:] |= structured[:-1].copy()
+        structured[:-1] |= structured[1:].copy()
+        structured[:, 1:] |= structured[:, :-1].copy()
+        structured[:, :-1] |= structured[:, 1:].copy()
 
     def cut(of: NDArray[np.generic]) -> NDArray[np.generic]:
         windows = np.lib.stride_tricks.sliding_window_view(of, (window, window))

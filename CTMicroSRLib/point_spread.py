@@ -66,4 +66,4 @@ def scan_slice(fine_ji: NDArray[np.float32], scale: int, psf_fwhm_fine: tuple[fl
     """
     rows = scan_matrix(fine_ji.shape[0] // scale, scale, psf_fwhm_fine[0])
     columns = scan_matrix(fine_ji.shape[1] // scale, scale, psf_fwhm_fine[1])
-    return (rows @ fine_ji) @ columns.T
+    return np.asarray((rows @ fine_ji) @ columns.T, dtype=np.float32)

@@ -61,7 +61,10 @@ class Model:
     def _try_bf16(self, *, demanded: bool) -> None:
         probe, conditions = _probe(self.card), ScanConditions(psf_fwhm_voxels=1.8, noise_hu=15.0)
         exact, reference = self.network, self.run(probe, WHOLE, conditions)
-        self.network = copy.deepcopy(exact).to(torch.bfloat16)
+        self.network = copy.deepcopy(exact)
+        # Layers only: the compact generator's interpolation is its own buffer and stays exact.
+        for layer in self.network.children():
+            layer.to(torch.bfloat16)
         difference = self.run(probe, WHOLE, conditions) - reference
         error_hu = float(difference.square().mean().sqrt())
         logger.info("bf16 differs from fp32 by %.2f HU (root mean square)", error_hu)
@@ -89,7 +92,7 @@ class Model:
             Fine tile without halo, ``(rows', columns')``, HU, float32.
         """
         with _exact(self.device):
-            output = self.network(self.input(coarse_hu, conditions), border)
+            output: Tensor = self.network(self.input(coarse_hu, conditions), border)
         return self.card.window.to_hu(output[0, 0].float())
 
     def run_passes(
@@ -124,10 +127,11 @@ def load_model(name_or_folder: str | Path = DEFAULT_MODEL, *, device: str = "aut
     found = find_model(name_or_folder)
     path = verify_model(found)
     network = build_network(found.card.architecture, found.card.parameters)
-    if (network.scale, network.halo) != (found.card.scale, found.card.halo):
+    of_network = (network.scale, network.halo, network.planes)
+    if of_network != (found.card.scale, found.card.halo, len(found.card.planes)):
         raise ModelError(
-            f"The card of {found.card.name} gives another scale or halo than its network has; get the model again "
-            "from its source."
+            f"The card of {found.card.name} gives another scale, halo or number of planes than its network has; get "
+            "the model again from its source."
         )
     try:
         network.load_state_dict(load_file(path))
@@ -142,7 +146,8 @@ def _prepared(network: Generator, device: torch.device) -> Generator:
     fold = getattr(network, "fold", None)
     if fold is not None:
         fold()
-    return network.eval().requires_grad_(False).to(device, torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    network = network.eval().requires_grad_(False).to(device, torch.float32)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 @contextmanager
@@ -150,7 +155,7 @@ def _exact(device: torch.device) -> Iterator[None]:
     """Inference without gradients and, on CUDA, without TF32's shortened mantissa."""
     with torch.inference_mode():
         if device.type == "cuda":
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # type: ignore[no-untyped-call]
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 yield
         else:
             yield

@@ -75,7 +75,9 @@ class SliceEngine:
         with watch.stage("interpolate"):
             fine = self.consistency.interpolate(inside)
             deviation = torch.zeros_like(fine) if self.options.uncertainty else None
-        for rectangle in slice_plan.rectangles:
+        # A network that looks at the whole slice runs once, whatever the rectangles.
+        runs = 1 if self.model.network.whole_slice_only else None
+        for rectangle in slice_plan.rectangles[:runs]:
             check()
             self._run_rectangle(coarse, rectangle, slice_plan.weights_ji, fine, deviation)
         with watch.stage("consistency"):

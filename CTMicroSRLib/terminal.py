@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TextIO
 
-from CTMicroSRLib.errors import CancelledError
 from CTMicroSRLib.progress import Progress, SilentProgress
 
 SECONDS_BETWEEN_LINES = 0.1
@@ -96,12 +96,18 @@ def make_progress(kind: str) -> Progress:
 
 @contextmanager
 def cancel_on_signals() -> Iterator[None]:
-    """Inside the block SIGINT and SIGTERM raise CancelledError, once."""
+    """Inside the block SIGINT and SIGTERM raise KeyboardInterrupt, once; does nothing in a thread.
+
+    It is not CancelledError, because that is an Exception, which other libraries catch and go on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def cancel(_number: int, _frame: FrameType | None) -> None:
         for name in names:
             signal.signal(name, signal.SIG_IGN)
-        raise CancelledError("Cancelled; no output was written.")
+        raise KeyboardInterrupt
 
     names = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGBREAK"):

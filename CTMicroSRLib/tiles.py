@@ -63,11 +63,14 @@ def fade_weights(mask_ji: Bool) -> Float32:
 
 
 def needed_cells(weights_ji: Float32) -> Bool:
-    """Cells of the slice in which the network's result has any weight."""
+    """Cells of the slice in which the network's result has any weight.
+
+    Weights are interpolated linearly onto the fine grid, so that one voxel beyond the last that is not zero counts too.
+    """
     rows, columns = (-(-n // CELL_VOXELS) for n in weights_ji.shape)
     padded = np.zeros((rows * CELL_VOXELS, columns * CELL_VOXELS), dtype=bool)
-    padded[: weights_ji.shape[0], : weights_ji.shape[1]] = weights_ji > 0
-    return padded.reshape(rows, CELL_VOXELS, columns, CELL_VOXELS).any(axis=(1, 3))
+    padded[: weights_ji.shape[0], : weights_ji.shape[1]] = _dilate(weights_ji > 0, 1)
+    return np.asarray(padded.reshape(rows, CELL_VOXELS, columns, CELL_VOXELS).any(axis=(1, 3)))
 
 
 def merge_cells(cells: Bool, shape_ji: tuple[int, int], halo: int, largest: int) -> list[Rectangle]:

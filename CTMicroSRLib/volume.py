@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,8 +44,8 @@ class Geometry:
             raise RefusedInputError(f"The voxel spacing {self.spacing_mm} is not positive; correct the file's header.")
         if not all(math.isfinite(o) for o in self.origin_mm):
             raise RefusedInputError("The origin is not finite; correct the file's header.")
-        matrix = self.direction_matrix
-        if matrix.shape != (3, 3) or not np.allclose(matrix.T @ matrix, np.eye(3), atol=1e-3):
+        matrix = self.direction_matrix if len(self.directions) == 9 else np.zeros((3, 3))
+        if not np.allclose(matrix.T @ matrix, np.eye(3), atol=1e-3):
             raise RefusedInputError(
                 "The direction cosines are not perpendicular unit vectors (a sheared or tilted grid); "
                 "resample the scan to a regular grid first."
@@ -178,11 +178,11 @@ class Volume:
         return replace(self, array_kji=self.array_kji[region.slices_kji], geometry=geometry)
 
 
-def _triple(values: object) -> tuple[int, int, int]:
-    a, b, c = values  # type: ignore[misc]
-    return (int(a), int(b), int(c))
+def _triple(values: Iterable[int]) -> tuple[int, int, int]:
+    a, b, c = values
+    return (a, b, c)
 
 
-def _vector(values: object) -> Vector:
-    a, b, c = values  # type: ignore[misc]
-    return (float(a), float(b), float(c))
+def _vector(values: Iterable[float]) -> Vector:
+    a, b, c = values
+    return (a, b, c)

@@ -61,14 +61,11 @@ def anatomical_view(
         The view (writing to it writes to ``array_kji``) and its spacing along z, y and x in mm.
     """
     cosines = np.round(geometry.direction_matrix, 6)
-    axes = max(
-        itertools.permutations(range(3)), key=lambda p: sum(abs(cosines[row, p[row]]) for row in range(3))
-    )
+    axes = max(itertools.permutations(range(3)), key=lambda p: sum(abs(cosines[row, p[row]]) for row in range(3)))
     index_axes = (axes[2], axes[1], axes[0])
     view = array_kji.transpose([2 - axis for axis in index_axes])
     forward = tuple(
-        slice(None, None, -1 if cosines[row, axis] < 0 else 1)
-        for row, axis in zip((2, 1, 0), index_axes, strict=True)
+        slice(None, None, -1 if cosines[row, axis] < 0 else 1) for row, axis in zip((2, 1, 0), index_axes, strict=True)
     )
     z, y, x = (geometry.spacing_mm[axis] for axis in index_axes)
     return view[forward], (z, y, x)
@@ -112,18 +109,11 @@ def to_mask(image: sitk.Image) -> BoolArray:
     return mask
 
 
-def grow_below(
-    array_zyx: NDArray[np.int16], seeds_zyx: NDArray[np.intp], upper_hu: float
-) -> BoolArray:
+def grow_below(image: sitk.Image, seeds_zyx: NDArray[np.intp], upper_hu: float) -> BoolArray:
     """Region growing: the face-connected voxels at or below ``upper_hu`` that the seeds reach.
 
-    ``seeds_zyx`` has shape (n, 3); seeds above the threshold grow nothing.
+    ``image`` is int16 HU; ``seeds_zyx`` has shape (n, 3); seeds above the threshold grow nothing.
     """
-    return grow_below_image(sitk.GetImageFromArray(array_zyx), seeds_zyx, upper_hu)
-
-
-def grow_below_image(image: sitk.Image, seeds_zyx: NDArray[np.intp], upper_hu: float) -> BoolArray:
-    """:func:`grow_below` on an int16 image, for callers that grow it several times."""
     seeds_xyz = [(int(x), int(y), int(z)) for z, y, x in seeds_zyx]
     if not seeds_xyz:
         return np.zeros(image.GetSize()[::-1], dtype=bool)
@@ -155,6 +145,12 @@ def dilate(mask_zyx: BoolArray, radius_voxels_zyx: tuple[int, int, int]) -> Bool
 def erode(mask_zyx: BoolArray, radius_voxels_zyx: tuple[int, int, int]) -> BoolArray:
     """Erode with a box of the given half-widths; the outside of the grid erodes nothing."""
     return ~dilate(~mask_zyx, radius_voxels_zyx)
+
+
+def at_least_one(radius_voxels_zyx: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The same radius with no axis below one voxel."""
+    z, y, x = radius_voxels_zyx
+    return (max(1, z), max(1, y), max(1, x))
 
 
 def distance_to_mm(mask_zyx: BoolArray, spacing_zyx_mm: tuple[float, float, float]) -> NDArray[np.float32]:

@@ -57,6 +57,7 @@ class CompactGenerator(Generator):
         super().__init__()
         self.scale = scale
         self.halo = 2 * blocks + 2
+        self.planes = planes
         self.dropout_rate = dropout_rate
         self.dropout_channels = (channels,) * (dropout_blocks + 1)
         self.dropout_blocks = dropout_blocks

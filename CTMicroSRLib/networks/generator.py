@@ -40,6 +40,7 @@ class Generator(nn.Module, ABC):
         halo: context in coarse voxels on each inner side.
         whole_slice_only: True where a layer looks at the whole image (instance norm), so that tiles
             can't be exact and the engine runs whole slices.
+        planes: constant planes that follow the image in a tile.
         dropout_channels: number of channels at each dropout layer.
         dropout_rate: their probability of being dropped.
     """
@@ -47,6 +48,7 @@ class Generator(nn.Module, ABC):
     scale: int
     halo: int
     whole_slice_only: bool = False
+    planes: int = 0
     dropout_channels: tuple[int, ...] = ()
     dropout_rate: float = 0.0
 

@@ -35,7 +35,8 @@ class FrozenNorm(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Normalised features."""
         std = torch.sqrt(self.variance + VARIANCE_EPSILON)
-        return (features - self.mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+        result: Tensor = (features - self.mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+        return result
 
 
 class NormalisedConvolution(nn.Module):
@@ -58,8 +59,10 @@ class NormalisedConvolution(nn.Module):
     def forward(self, features: Tensor, border: Border) -> Tensor:
         """Features, smaller by the kernel's reach on inner sides."""
         padded = pad_border(features, border, self.reach, self.padding)
-        result = self.convolution(padded)
-        return result if self.norm is None else self.norm(result)
+        result: Tensor = self.convolution(padded)
+        if self.norm is not None:
+            result = self.norm(result)
+        return result
 
     def fold(self) -> None:
         """Put frozen statistics into the convolution's weights."""
@@ -92,7 +95,8 @@ class ResidualBlock(nn.Module):
     def forward(self, features: Tensor, border: Border, masks: Masks | None = None, index: int = 0) -> Tensor:
         """Features with two voxels less on inner sides."""
         inner = apply_mask(functional.relu(self.first(features, border), inplace=True), masks, index)
-        return shrink(features, border, 2) + self.second(inner, border)
+        result: Tensor = shrink(features, border, 2) + self.second(inner, border)
+        return result
 
 
 class UpStage(nn.Module):
@@ -105,7 +109,8 @@ class UpStage(nn.Module):
 
     def forward(self, features: Tensor, border: Border) -> Tensor:
         """Features at twice the resolution."""
-        return self.activation(functional.pixel_shuffle(self.convolution(features, border), 2))
+        result: Tensor = self.activation(functional.pixel_shuffle(self.convolution(features, border), 2))
+        return result
 
 
 class ClinicalToMicroGenerator(Generator):
@@ -175,7 +180,7 @@ class ClinicalToMicroGenerator(Generator):
         """Fine voxels that the rounding of the halo leaves on an inner side."""
         doublings = len(self.up)
         used = (3 + 2 * len(self.blocks) + 1) * self.scale
-        used += sum(self.scale // 2**n for n in range(doublings)) + 3
+        used += sum(self.scale >> n for n in range(doublings)) + 3
         return self.halo * self.scale - used
 
     def fold(self) -> None:

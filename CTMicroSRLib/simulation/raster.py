@@ -27,7 +27,7 @@ class Grid:
     @property
     def extent_mm(self) -> NDArray[np.float64]:
         """Edge lengths (x, y, z)."""
-        return np.asarray(self.shape_kji[::-1]) * np.asarray(self.spacing_mm)
+        return np.asarray(np.multiply(self.shape_kji[::-1], self.spacing_mm), dtype=np.float64)
 
     def axes_mm(self) -> tuple[Float32, Float32, Float32]:
         """Voxel centres along x, y and z."""
@@ -40,7 +40,7 @@ class Grid:
 
 def coverage_from_distance(distance_mm: Float32, voxel_mm: float) -> Float32:
     """Share of each voxel inside the surface ``distance_mm == 0`` (negative inside)."""
-    return np.clip(0.5 - distance_mm / np.float32(voxel_mm), 0.0, 1.0)
+    return np.asarray(np.clip(0.5 - distance_mm / np.float32(voxel_mm), 0.0, 1.0), dtype=np.float32)
 
 
 def draw_tubes(coverage_kji: Float32, grid: Grid, segments: Segments, extra_radius_mm: Float32) -> None:
@@ -106,9 +106,9 @@ def smooth_field(rng: np.random.Generator, grid: Grid, scale_mm: float) -> Float
     return np.asarray(field / max(float(field.std()), 1e-6), dtype=np.float32)
 
 
-def _interpolate_first_axis(values: Float32, position: NDArray[np.float64]) -> Float32:
+def _interpolate_first_axis(values: Float32, position: NDArray[np.floating]) -> Float32:
     low = np.clip(np.floor(position).astype(int), 0, len(values) - 2)
     share = np.clip(position - low, 0.0, 1.0)
     share = (share * share * (3.0 - 2.0 * share)).astype(np.float32)
     share = share.reshape(-1, *([1] * (values.ndim - 1)))
-    return values[low] * (1.0 - share) + values[low + 1] * share
+    return np.asarray(values[low] * (1.0 - share) + values[low + 1] * share, dtype=np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,9 +36,10 @@ class ScannerSettings:
     scale: int = 8
 
     def __post_init__(self) -> None:
-        if self.psf_fwhm_mm <= 0 or self.slice_thickness_mm <= 0 or self.slice_spacing_mm <= 0:
+        lengths_mm = (self.psf_fwhm_mm, self.slice_thickness_mm, self.slice_spacing_mm)
+        if not all(math.isfinite(length) and length > 0 for length in lengths_mm):
             raise UsageError("A scanner's point spread, thickness and spacing must be positive millimetres.")
-        if self.noise_hu < 0 or not 0 <= self.edge_enhancement <= 0.5 or self.scale < 1:
+        if not 0 <= self.noise_hu < math.inf or not 0 <= self.edge_enhancement <= 0.5 or self.scale < 1:
             raise UsageError(
                 "A scanner's noise must not be negative, its edge enhancement lie in 0 to 0.5 and its scale "
                 "be at least 1."

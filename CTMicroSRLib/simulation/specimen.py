@@ -7,6 +7,7 @@ be had; nothing measured on it is a clinical finding.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,8 @@ class SpecimenSettings:
     disease_share: float = 0.3
 
     def __post_init__(self) -> None:
-        if min(*self.size_mm, self.voxel_mm, self.slice_mm) <= 0:
+        lengths_mm = (*self.size_mm, self.voxel_mm, self.slice_mm)
+        if not all(math.isfinite(length) and length > 0 for length in lengths_mm):
             raise UsageError("A specimen's sizes must be positive; give millimetres above zero.")
         if min(self.grid.shape_kji) < 8:
             raise UsageError(f"A specimen of {self.size_mm} mm has fewer than 8 voxels along an axis; make it larger.")
@@ -136,7 +138,8 @@ def _parenchyma(rng: np.random.Generator, grid: Grid) -> Float32:
     height = np.linspace(-1.0, 1.0, grid.shape_kji[1], dtype=np.float32)
     hu += height[None, :, None] * np.float32(rng.uniform(0.0, 25.0)) + np.float32(mean)
     hu += _alveoli(rng, grid) * np.float32(rng.uniform(50.0, 90.0))
-    return np.maximum(hu, -1000.0, out=hu)
+    np.maximum(hu, -1000.0, out=hu)
+    return hu
 
 
 def _alveoli(rng: np.random.Generator, grid: Grid) -> Float32:
@@ -204,7 +207,8 @@ def _surface(rng: np.random.Generator, grid: Grid, offset_mm: float, wobble_mm: 
     along = dx * np.float32(normal[0]) + dy * np.float32(normal[1]) + dz * np.float32(normal[2])
     curvature = np.float32(rng.uniform(-1.0, 1.0) / 60.0)
     bend = (dx * dx + dy * dy + dz * dz - along * along) * curvature / 2.0
-    return along + bend + smooth_field(rng, grid, 12.0) * np.float32(wobble_mm) - np.float32(offset_mm)
+    distance: Float32 = along + bend + smooth_field(rng, grid, 12.0) * np.float32(wobble_mm)
+    return distance - np.float32(offset_mm)
 
 
 def _add_fissure(rng: np.random.Generator, grid: Grid, hu: Float32) -> None:

@@ -67,7 +67,7 @@ def calibrate(folder: Path) -> Calibration:
             noise_hu=shifted.noise_hu,
         )
         assert result.uncertainty is not None
-        errors.append(np.abs(np.asarray(result.volume.array_kji, np.float32) - case.truth.array_kji).ravel())  # type: ignore[operator]
+        errors.append(np.abs(np.asarray(result.volume.array_kji, np.float32) - case.truth.array_kji).ravel())
         deviations.append(np.asarray(result.uncertainty.array_kji, np.float32).ravel())
     return fit_calibration(np.concatenate(errors), np.concatenate(deviations))
 

@@ -100,7 +100,8 @@ def train(run: Path, settings: TrainingSettings, *, pairs_folder: Path | None = 
             raise ModelError(f"The loss stopped being finite at step {step}; resume with a lower learning rate.")
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        if not torch.isfinite(torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)):
+            raise ModelError(f"The gradient stopped being finite at step {step}; resume with a lower learning rate.")
         optimiser.step()
         _average(average, network, min(settings.average_decay, (1 + step) / (10 + step)))
         losses.append(loss.item())
@@ -173,6 +174,7 @@ def _average(average: Generator, network: Generator, decay: float) -> None:
 
 def _checkpoint(run: Path, step: int, network: Generator, average: Generator, optimiser: torch.optim.Adam) -> None:
     tensors = {f"network.{key}": value.contiguous() for key, value in network.state_dict().items()}
+    tensors["random"] = torch.get_rng_state()  # draws the dropout masks
     tensors |= {f"average.{key}": value.contiguous() for key, value in average.state_dict().items()}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"adam.{index}.{key}": value.contiguous() for key, value in state.items()}
@@ -205,4 +207,6 @@ def _resume(run: Path, network: Generator, average: Generator, optimiser: torch.
             state.setdefault(int(index), {})[name] = value
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": state, "param_groups": groups})
+    if "random" in tensors:
+        torch.set_rng_state(tensors["random"])
     return step

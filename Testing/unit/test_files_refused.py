@@ -119,6 +119,7 @@ def test_huge_claimed_dimensions_of_a_compressed_file_end_before_memory_is_asked
         b"ElementDataFile = " + b"x" * 4000,
         b"TransformMatrix = " + b"1 " * 5000,
         b"ElementSpacing = " + b"9" * 500 + b" 1 1",
+        b"ElementSpacing = 0.7 0.8e699 1.5",
         b"ElementType = MET_NONSENSE",
         b"ElementDataFile = LIST",
         b"CompressedDataSize = x",
