@@ -80,18 +80,16 @@ def estimate_acquisition(
     _check_given("noise", noise_hu)
     progress = progress or SilentProgress()
     spacing_mm = volume.geometry.spacing_mm
-    windows = None
-    if noise_hu is None:
-        windows = read_noise_windows(volume.array_kji, spacing_mm, progress)
+    windows = read_noise_windows(volume.array_kji, spacing_mm, progress) if noise_hu is None else []
     notes: list[str] = []
     spread = None
     fwhm, psf_source = psf_fwhm_mm, _GIVEN
     if fwhm is None:
-        first = noise_of_windows(windows, spacing_mm, FIRST_PSF_FWHM_MM) if windows else None
+        first = noise_of_windows(windows, spacing_mm, FIRST_PSF_FWHM_MM)
         guess = noise_hu if noise_hu is not None else first.noise_hu if first else TYPICAL_NOISE_HU
         spread = measure_edge_spread(volume.array_kji, spacing_mm, guess, progress)
         fwhm, psf_source = _accept_spread(spread, spacing_mm, notes)
-    measured = noise_of_windows(windows, spacing_mm, fwhm) if windows else None
+    measured = noise_of_windows(windows, spacing_mm, fwhm)
     if noise_hu is None:
         noise, noise_source = _accept_noise(measured, notes)
     else:

@@ -101,11 +101,15 @@ class ModelCard:
         if self.result not in ("pass", "mean"):
             raise ModelError(f"The card of {self.name} has an unknown result kind; update CTMicroSR.")
         for plane in self.planes:
-            if plane.quantity not in QUANTITIES or not plane.std > 0:
+            if plane.quantity not in QUANTITIES:
                 raise ModelError(
                     f"The card of {self.name} asks for {plane.quantity!r}, which this version does not know; "
                     "update CTMicroSR."
                 )
+            if not (0 < plane.std < math.inf and plane.low <= plane.high and math.isfinite(plane.mean)):
+                raise ModelError(f"The card of {self.name} has an impossible input plane; export it again.")
+        if not (0 <= self.calibration.scale < math.inf and 0 <= self.calibration.floor_hu < math.inf):
+            raise ModelError(f"The card of {self.name} has an impossible calibration; export it again.")
 
     def to_json(self) -> str:
         """The card as JSON text."""

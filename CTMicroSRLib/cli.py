@@ -35,10 +35,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    _print_any_text()
+    _prepare_streams()
     try:
-        return _run(arguments)
+        return _run(sys.argv[1:] if arguments is None else list(arguments), process_ends=arguments is None)
     except BrokenPipeError:
         # Nobody listens any more, so that flushing standard output on exit would fail again.
         with contextlib.suppress(OSError, ValueError):
@@ -46,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(arguments: Sequence[str], *, process_ends: bool) -> int:
     debug = "--debug" in arguments
     try:
         options = build_parser().parse_args(arguments)
         level = logging.DEBUG if debug else logging.WARNING
         logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
-        with cancel_on_signals():
+        with cancel_on_signals(process_ends=process_ends):
             status = int(options.function(options) or 0)
             sys.stdout.flush()
             return status
@@ -94,8 +93,11 @@ def _wants_json(arguments: Sequence[str]) -> bool:
     return "--progress json" in joined
 
 
-def _print_any_text() -> None:
-    """Let a terminal that lacks a file name's characters show their codes instead of ending the command."""
+def _prepare_streams() -> None:
+    """Let a missing stream swallow what is printed, and one that lacks a file name's characters show their codes."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

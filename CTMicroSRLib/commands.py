@@ -6,6 +6,8 @@ import json
 import shutil
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 
 from CTMicroSRLib import __version__, models
 from CTMicroSRLib.errors import ModelError, UsageError
+from CTMicroSRLib.progress import Progress
 from CTMicroSRLib.terminal import BarProgress, JsonProgress, make_progress
 from CTMicroSRLib.volume import Region
 
@@ -22,13 +25,24 @@ def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+@contextmanager
+def _progress(options: Namespace) -> Iterator[Progress]:
+    """The progress of ``--progress``, whose bar is ended before anything else is printed."""
+    progress = make_progress(options.progress)
+    try:
+        yield progress
+    finally:
+        if isinstance(progress, BarProgress):
+            progress.close()
+
+
 def _region(text: str) -> Any:  # noqa: ANN401 - RegionChoice, which needs a heavier import
     return text if text in ("lungs", "whole") else Region.parse(text)
 
 
 def superres(options: Namespace) -> None:
     """``ctmicrosr superres``."""
-    from CTMicroSRLib.jobs import Job, check_outputs, run_job
+    from CTMicroSRLib.jobs import Job, run_job
     from CTMicroSRLib.superresolve import Options
 
     job = Job(
@@ -53,13 +67,8 @@ def superres(options: Namespace) -> None:
         figure=options.figure,
         overwrite=options.overwrite,
     )
-    check_outputs(job)
-    progress = make_progress(options.progress)
-    try:
+    with _progress(options) as progress:
         report = run_job(job, progress)
-    finally:
-        if isinstance(progress, BarProgress):
-            progress.close()
     if isinstance(progress, JsonProgress):
         progress.event("done", report=report)
         return
@@ -81,10 +90,12 @@ def segment(options: Namespace) -> None:
     from CTMicroSRLib.lungs import LungSettings, segment_lungs
     from CTMicroSRLib.volume import Volume
 
+    if options.mask.resolve() == options.input.resolve():
+        raise UsageError(f"The mask {options.mask.name} is the input; give the mask another name.")
     check_writable(options.mask, 0, overwrite=options.overwrite)
-    progress = make_progress(options.progress)
     volume = read_volume(options.input)
-    found = segment_lungs(volume, LungSettings(include_airways=options.airways), progress)
+    with _progress(options) as progress:
+        found = segment_lungs(volume, LungSettings(include_airways=options.airways), progress)
     mask = Volume(found.array_kji.astype(np.uint8), volume.geometry)
     write_volume(mask, options.mask, overwrite=options.overwrite)
     if isinstance(progress, JsonProgress):
@@ -103,14 +114,15 @@ def info(options: Namespace) -> None:
     from CTMicroSRLib.plan import make_plan
     from CTMicroSRLib.session import load_model
 
+    region = _region(options.region)
     volume = read_volume(options.input)
     model = load_model(options.model, device=options.device, precision=options.precision)
     mask = None if options.mask is None else read_mask(options.mask, volume.geometry)
-    if mask is None and options.region == "lungs":
+    if mask is None and region == "lungs":
         mask = segment_lungs(volume).array_kji.astype(bool)
     plan = make_plan(
         volume.geometry,
-        _region(options.region),
+        region,
         mask,
         scale=model.card.scale,
         halo=model.card.halo,
@@ -196,10 +208,13 @@ def simulate(options: Namespace) -> None:
         noise_hu=options.noise_hu,
         size_voxels=options.size_voxels,
     )
-    progress = make_progress(options.progress)
-    written = write_cases(
-        options.folder, options.count, options.seed, settings, overwrite=options.overwrite, progress=progress
-    )
+    with _progress(options) as progress:
+        written = write_cases(
+            options.folder, options.count, options.seed, settings, overwrite=options.overwrite, progress=progress
+        )
+    if isinstance(progress, JsonProgress):
+        progress.event("done", files=[str(path) for path in written])
+        return
     for path in written:
         _say(str(path))
 
@@ -228,12 +243,17 @@ def train(options: Namespace) -> None:
 
 def evaluate(options: Namespace) -> None:
     """``ctmicrosr evaluate``."""
+    if options.output.suffix not in (".json", ".md"):
+        raise UsageError(f"A table can be .json or .md, not {options.output.suffix!r}; change the output's name.")
+    if not options.output.parent.is_dir():
+        raise UsageError(f"There is no folder {options.output.parent} to write the table to; create it first.")
+    if options.output.exists() and not options.overwrite:
+        raise UsageError(f"{options.output} exists already; choose another name or add --overwrite.")
     from CTMicroSRLib.evaluation.simulated import evaluate_models
     from CTMicroSRLib.evaluation.tables import write_table
 
-    if options.output.exists() and not options.overwrite:
-        raise UsageError(f"{options.output} exists already; choose another name or add --overwrite.")
-    table = evaluate_models(options.models, options.cases, options.seed, make_progress(options.progress))
+    with _progress(options) as progress:
+        table = evaluate_models(options.models, options.cases, options.seed, progress)
     write_table(table, options.output)
     _say(options.output.read_text(encoding="utf-8"))
 

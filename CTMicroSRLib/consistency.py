@@ -171,9 +171,8 @@ def interpolation_matrix(coarse_size: int, scale: int) -> NDArray[np.float32]:
     """One axis of cubic interpolation, ``(coarse_size * scale, coarse_size)``; the border's edge goes on."""
     weights = phase_weights(scale)
     matrix = np.zeros((coarse_size, scale, coarse_size))
-    at = np.arange(coarse_size)
-    for offset in range(-REACH, REACH + 1):
-        source = np.clip(at + offset, 0, coarse_size - 1)
-        for phase in range(scale):
-            np.add.at(matrix, (at, phase, source), weights[phase, offset + REACH])
+    for at in range(coarse_size):
+        for offset in range(-REACH, REACH + 1):
+            source = min(max(at + offset, 0), coarse_size - 1)
+            matrix[at, :, source] += weights[:, offset + REACH]
     return matrix.reshape(coarse_size * scale, coarse_size).astype(np.float32)

@@ -157,8 +157,10 @@ def find_edges(image: Floats, spacing_mm: Spacing, settings: WindowSettings) -> 
     if min(image.shape) <= 2 * radius + 2:
         return SliceEdges(np.empty((0, 2), np.intp), np.empty(0, np.float32), np.empty(0, np.bool_))
     smooth = binomial_smooth(binomial_smooth(np.minimum(image, 300.0)))
-    gradient_j, gradient_i = np.gradient(smooth, spacing_mm[1], spacing_mm[0])
-    strength = np.asarray(np.hypot(gradient_i, gradient_j))
+    gradient_j, gradient_i = (
+        np.asarray(g, dtype=np.float32) for g in np.gradient(smooth, spacing_mm[1], spacing_mm[0])
+    )
+    strength = np.asarray(np.hypot(gradient_i, gradient_j), dtype=np.float32)
     # A step blurred with sigma is steepest with step / (sqrt(2 pi) sigma); the widest sigma wanted is 1.4 mm,
     # or what large pixels and the smoothing above leave.
     widest = max(1.4, 1.5 * max(spacing_mm[:2]))
@@ -166,7 +168,8 @@ def find_edges(image: Floats, spacing_mm: Spacing, settings: WindowSettings) -> 
     steep[:radius] = steep[-radius:] = False
     steep[:, :radius] = steep[:, -radius:] = False
     j, i = np.nonzero(steep)
-    unit_i, unit_j = gradient_i[j, i] / strength[j, i], gradient_j[j, i] / strength[j, i]
+    unit_i = np.asarray(gradient_i[j, i] / strength[j, i])
+    unit_j = np.asarray(gradient_j[j, i] / strength[j, i])
 
     def beside(distance_mm: float, of: NDArray[Any]) -> NDArray[Any]:
         at_j = np.rint(j + unit_j * distance_mm / spacing_mm[1]).astype(np.intp)

@@ -18,6 +18,8 @@ from CTMicroSRLib.volume import Region, Volume
 LUNG_WINDOW_HU = (-1350.0, 150.0)
 ZOOM_VOXELS = 48
 UNCERTAINTY_LIMIT_HU = 150.0
+PANEL_PIXELS = 512
+"""A panel's edge is about as many pixels on the picture."""
 
 Float32 = NDArray[np.float32]
 
@@ -72,11 +74,14 @@ def draw_result(
             slice(view.rows[0] * scale, view.rows[1] * scale),
             slice(view.columns[0] * scale, view.columns[1] * scale),
         )
-        panels = [Panel("clinical CT", plane[part]), Panel("bicubic", bicubic(plane, scale)[fine_part])]
+        panels = [
+            Panel("clinical CT", plane[part]),
+            Panel("bicubic", _shrunk(bicubic(plane, scale)[fine_part])),
+        ]
         for title, file in readers.items():
-            panels.append(Panel(title, _read_slice(file, view.k)[fine_part], title == "uncertainty"))
+            panels.append(Panel(title, _shrunk(_read_slice(file, view.k)[fine_part]), title == "uncertainty"))
         if truth is not None:
-            panels.insert(3, Panel("truth", np.asarray(truth.array_kji[view.k], np.float32)[fine_part]))
+            panels.insert(3, Panel("truth", _shrunk(np.asarray(truth.array_kji[view.k], np.float32)[fine_part])))
         rows.append(panels)
     draw_rows(path, rows)
 
@@ -152,6 +157,17 @@ def draw_rows(path: Path, rows: Sequence[Sequence[Panel]]) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _shrunk(image: Float32) -> Float32:
+    """Block means of an image that has more pixels than a panel; drawing a whole fine slice takes a gigabyte."""
+    step = max(image.shape) // PANEL_PIXELS
+    if step < 2:
+        # a copy, so that the whole slice is not kept for a part of it
+        return np.array(image)
+    rows, columns = (n // step for n in image.shape)
+    blocks = image[: rows * step, : columns * step].reshape(rows, step, columns, step)
+    return np.asarray(np.mean(blocks, axis=(1, 3)), np.float32)
 
 
 def _scale(result_path: Path, coarse_shape: tuple[int, ...]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,16 +20,16 @@ class IntensityWindow:
     """HU from ``low_hu`` to ``high_hu`` map linearly to -1 to 1.
 
     Raises:
-        ModelError: ``low_hu`` is not below ``high_hu``.
+        ModelError: ``low_hu`` is not below ``high_hu``, or one of them not finite.
     """
 
     low_hu: float
     high_hu: float
 
     def __post_init__(self) -> None:
-        if not self.low_hu < self.high_hu:
+        if not -math.inf < self.low_hu < self.high_hu < math.inf:
             raise ModelError(
-                f"The intensity window {self.low_hu}..{self.high_hu} HU is empty; correct the model's card."
+                f"The intensity window {self.low_hu}..{self.high_hu} HU is empty or endless; correct the model's card."
             )
 
     @property

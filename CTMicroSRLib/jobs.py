@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from CTMicroSRLib.errors import UsageError
+from CTMicroSRLib.errors import CancelledError, ResourceError, UsageError
 from CTMicroSRLib.files import VolumeWriter, check_writable, read_mask, read_volume
 from CTMicroSRLib.progress import Progress
 from CTMicroSRLib.report import Report, peak_memory_mb, write_report
@@ -43,7 +46,7 @@ class Job:
 
 
 def run_job(job: Job, progress: Progress) -> Report:
-    """Run a job; its files appear complete, the result last, or not at all.
+    """Run a job; each file appears complete or not at all: uncertainty, result, figure, report.
 
     Raises:
         UsageError, RefusedInputError, ResourceError, ModelError, CancelledError: see ``errors``.
@@ -67,22 +70,39 @@ def run_job(job: Job, progress: Progress) -> Report:
         ]
         report = run(prepared, writers[0], writers[1] if len(writers) > 1 else None, progress)
         progress.update("writing", 0, 1)
+        _commit(writers)
+    try:
+        _complete(report, job, prepared)
+        if job.figure is not None:
+            _draw(job, volume, prepared)
+        if job.report is not None:
+            write_report(report, job.report)
+        progress.update("writing", 1, 1)
+    except KeyboardInterrupt:
+        raise CancelledError(f"Cancelled after {job.output} was complete; what follows it was not written.") from None
+    return report
+
+
+def _commit(writers: Sequence[VolumeWriter]) -> None:
+    """Commit the volumes, the result last; where that fails, an uncertainty does not stay without its result."""
+    committed: list[Path] = []
+    try:
         for writer in reversed(writers):
             writer.commit()
-    _complete(report, job, prepared)
-    if job.figure is not None:
-        _draw(job, volume, prepared)
-    if job.report is not None:
-        write_report(report, job.report)
-    progress.update("writing", 1, 1)
-    return report
+            committed.append(writer.path)
+    except BaseException:
+        for path in committed:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def check_outputs(job: Job) -> None:
     """Refuse outputs that can't be written, before any work.
 
     Raises:
-        UsageError: a file exists and ``overwrite`` is off, two outputs are the same file, or an output is the input.
+        UsageError: a file exists and ``overwrite`` is off, two outputs are the same file, an output is the input, a
+            suffix is wrong, or a folder is missing or takes no file.
+        ResourceError: a figure is wanted and matplotlib is not installed.
     """
     paths = [path.resolve() for path in job.outputs()]
     if len(set(paths)) < len(paths):
@@ -94,13 +114,29 @@ def check_outputs(job: Job) -> None:
     for volume_path in (job.output, job.uncertainty):
         if volume_path is not None:
             check_writable(volume_path, 0, overwrite=job.overwrite)
-    for extra in (job.report, job.figure):
-        if extra is None:
-            continue
-        if not extra.parent.is_dir():
-            raise UsageError(f"The folder {extra.parent} does not exist; create it or choose another.")
-        if extra.exists() and not job.overwrite:
-            raise UsageError(f"{extra} exists already; choose another name or add --overwrite.")
+    for extra, suffix in ((job.report, ".json"), (job.figure, ".png")):
+        if extra is not None:
+            _check_extra(extra, suffix, overwrite=job.overwrite)
+    if job.figure is not None and find_spec("matplotlib") is None:
+        raise ResourceError(
+            "A figure needs matplotlib; install it (pip install 'ctmicrosr[figures]') or leave --figure out."
+        )
+
+
+def _check_extra(path: Path, suffix: str, *, overwrite: bool) -> None:
+    if path.suffix.lower() != suffix:
+        raise UsageError(f"{path} does not end in {suffix}, the format it would have; change its name.")
+    if not path.parent.is_dir():
+        raise UsageError(f"There is no folder {path.parent} to write {path.name} to; create it first.")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; give the name of a file to write.")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists already; choose another name or allow overwriting (--overwrite).")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}); choose another folder or name.") from None
 
 
 def _complete(report: Report, job: Job, prepared: Prepared) -> None:

@@ -43,9 +43,7 @@ def left_and_right(grid: WorkingGrid, lung: BoolArray) -> list[BoolArray]:
     return sides
 
 
-def _two_cores(
-    part: BoolArray, spacing_zyx_mm: tuple[float, float, float]
-) -> tuple[BoolArray, BoolArray] | None:
+def _two_cores(part: BoolArray, spacing_zyx_mm: tuple[float, float, float]) -> tuple[BoolArray, BoolArray] | None:
     pieces = components(part, 1)
     depth = -distance_to_mm(part, spacing_zyx_mm)
     for depth_mm in (0.0, *_SPLIT_DEPTHS_MM):

@@ -136,6 +136,7 @@ def segment_lungs(volume: Volume, settings: LungSettings | None = None, progress
     steps.done()
     lumen = _lumen(airways, filled)
     codes = _codes(grid, lung_air, filled, lumen, include_airways=settings.include_airways)
+    codes[around.padding] = _OUT
     codes[around.padding_rim & (codes != _OUT)] = _BY_HU_NOT_PADDING
 
     array_kji = np.zeros(volume.array_kji.shape, dtype=bool)

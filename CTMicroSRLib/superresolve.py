@@ -179,6 +179,11 @@ def prepare(volume: Volume, options: Options, mask: Bool | None, progress: Progr
             if isinstance(options.model, Model)
             else load_model(options.model, device=options.device, precision=options.precision)
         )
+    if options.uncertainty and not (model.network.dropout_channels and model.network.dropout_rate > 0):
+        raise UsageError(
+            f"The model {model.card.name} has no dropout to tell its uncertainty from; leave the uncertainty out or "
+            "choose another model."
+        )
     warnings: tuple[str, ...] = ()
     if mask is None and options.region == "lungs":
         with stopwatch.stage("lungs"):
@@ -267,11 +272,12 @@ def _report(prepared: Prepared, measured: Report) -> Report:
             "mode": options.consistency,
             "psf_fwhm_mm": round(acquisition.psf_fwhm_mm, 4),
             "psf_source": acquisition.psf_source,
+            "psf_edges": acquisition.edges,
             "noise_hu": round(acquisition.noise_hu, 3),
             "noise_source": acquisition.noise_source,
             **measured["residual"],
         },
-        "warnings": list(prepared.warnings),
+        "warnings": [*prepared.warnings, *acquisition.notes],
         "software": software_versions(),
         "notice": NOTICE,
     }

@@ -14,7 +14,8 @@ _OUTSIDE_HU = -950
 _OUTSIDE_SMALLEST_SHARE = 0.005
 _BODY_HU = -300
 _BODY_OPENING_MM = 2.5
-_SMALLEST_BODY_SHARE = 0.02
+_SMALLEST_BODY_SHARE = 0.1
+_SMALLEST_BODY_SHARE_OF_SLICE = 0.02
 _OPEN_SIDES = 1
 _THINNEST_VIEW_MM = 20.0
 
@@ -27,7 +28,7 @@ class Surroundings:
     edge of the image or of the field of view sees no open air there, so it stays.
     ``body_sides``, ``open_sides``: on how many sides there is body, or open air without body.
     ``cut``: where the image or the field of view ends.
-    ``padding_rim``: voxels that mix with the padding beyond the field of view.
+    ``padding``: beyond the field of view; ``padding_rim``: voxels that mix with the padding.
     ``shows_outside``: whether the scan shows open air.
     """
 
@@ -35,6 +36,7 @@ class Surroundings:
     body_sides: NDArray[np.uint8]
     open_sides: NDArray[np.uint8]
     cut: BoolArray
+    padding: BoolArray
     padding_rim: BoolArray
     shows_outside: bool
 
@@ -56,7 +58,7 @@ def look_around(grid: WorkingGrid, threshold_hu: float) -> Surroundings:
     padding_rim = dilate(padding, (0, 1, 1)) & ~padding
     cut = sides | padding_rim | padding
     outside = _touching((hu < _OUTSIDE_HU) & ~padding, cut, int(_OUTSIDE_SMALLEST_SHARE * hu.size))
-    body = _body(grid, in_one_piece=len(in_view) == 2)
+    body = _body(grid, is_slice=len(in_view) < 2)
     open_sides = np.zeros(hu.shape, dtype=np.uint8)
     body_sides = np.full(hu.shape, 4 - 2 * len(in_view), dtype=np.uint8)
     for axis in in_view:
@@ -71,7 +73,7 @@ def look_around(grid: WorkingGrid, threshold_hu: float) -> Surroundings:
     enclosed &= ~padding_rim | dilate(enclosed & ~padding_rim, (0, 1, 1))
     if len(in_view) < 2:
         cut = np.zeros_like(cut)
-    return Surroundings(enclosed, body_sides, open_sides, cut, padding_rim, bool(outside.any()))
+    return Surroundings(enclosed, body_sides, open_sides, cut, padding, padding_rim, bool(outside.any()))
 
 
 def _touching(mask: BoolArray, place: BoolArray, minimum_voxels: int) -> BoolArray:
@@ -84,18 +86,17 @@ def _touching(mask: BoolArray, place: BoolArray, minimum_voxels: int) -> BoolArr
     return reached
 
 
-def _body(grid: WorkingGrid, *, in_one_piece: bool) -> BoolArray:
-    """The largest piece of tissue, after an opening that cuts off table, tubes and blankets.
+def _body(grid: WorkingGrid, *, is_slice: bool) -> BoolArray:
+    """The large pieces of tissue, after an opening that cuts off table, tubes and blankets.
 
-    In a coronal or sagittal slice the lungs part the chest wall from the rest, so every large piece counts,
-    after a wider opening.
+    Where the image cuts through the lungs they part the chest wall from the rest, so one piece isn't enough;
+    in a coronal or sagittal slice the pieces are small, and the opening is wider instead.
     """
-    _, y, x = grid.radius_voxels(_BODY_OPENING_MM * (1 if in_one_piece else 2))
+    _, y, x = grid.radius_voxels(_BODY_OPENING_MM * (2 if is_slice else 1))
     tissue = grid.array_zyx > _BODY_HU
     pieces = components(dilate(erode(tissue, (0, y, x)), (0, y, x)), 1)
-    if in_one_piece:
-        return pieces == 1
-    large = np.bincount(pieces.ravel())
-    large[0] = 0
-    body: BoolArray = (large > _SMALLEST_BODY_SHARE * large.max())[pieces]
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    smallest = (_SMALLEST_BODY_SHARE_OF_SLICE if is_slice else _SMALLEST_BODY_SHARE) * sizes.max()
+    body: BoolArray = (sizes > smallest)[pieces]
     return body

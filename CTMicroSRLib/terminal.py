@@ -95,10 +95,13 @@ def make_progress(kind: str) -> Progress:
 
 
 @contextmanager
-def cancel_on_signals() -> Iterator[None]:
+def cancel_on_signals(*, process_ends: bool = False) -> Iterator[None]:
     """Inside the block SIGINT and SIGTERM raise KeyboardInterrupt, once; does nothing in a thread.
 
     It is not CancelledError, because that is an Exception, which other libraries catch and go on.
+
+    Args:
+        process_ends: the process ends after the block, and more signals do not disturb that.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -116,5 +119,7 @@ def cancel_on_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        cancelled = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        if not (cancelled and process_ends):
+            for name, handler in before.items():
+                signal.signal(name, handler)

@@ -21,6 +21,8 @@ from CTMicroSRLib.superresolve import Options, Result, super_resolve
 MISJUDGED = 0.2
 """The point spread is also given this much too small and too large."""
 
+SLICES_PER_CASE = 3
+
 LEVELS = {0.80: 1.2816, 0.90: 1.6449, 0.95: 1.9600}
 """Two-sided coverage and its half-width in standard deviations."""
 
@@ -61,6 +63,7 @@ def scanner_settings(count: int) -> list[CaseSettings]:
             slice_mm=mixed[(7 * n) % len(mixed)][1],
             pixel_mm=pixels_mm[n % 3],
             noise_hu=noises_hu[n % 4],
+            depth_mm=SLICES_PER_CASE * mixed[(7 * n) % len(mixed)][1],
         )
         for n in range(count)
     ]

@@ -32,8 +32,11 @@ def build_network(architecture: str, parameters: Mapping[str, Any]) -> Generator
             f"The architecture {architecture!r} is unknown (known: {', '.join(ARCHITECTURES)}); update CTMicroSR."
         )
     try:
-        return classes[architecture](**parameters)
-    except (TypeError, ValueError, RuntimeError) as error:
+        network = classes[architecture](**parameters)
+        if not 0.0 <= network.dropout_rate < 1.0:
+            raise ValueError(f"dropout_rate is {network.dropout_rate}")
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise ModelError(
             f"The parameters of {architecture} on the card do not fit ({error}); export the model again."
         ) from None
+    return network

@@ -55,6 +55,8 @@ class CompactGenerator(Generator):
         dropout_blocks: int = 1,
     ) -> None:
         super().__init__()
+        if not 0 <= dropout_blocks <= blocks:
+            raise ValueError(f"dropout_blocks is {dropout_blocks} of {blocks}")
         self.scale = scale
         self.halo = 2 * blocks + 2
         self.planes = planes

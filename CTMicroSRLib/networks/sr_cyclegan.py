@@ -79,6 +79,8 @@ class NormalisedConvolution(nn.Module):
 
 def make_norm(norm: Norm, channels: int) -> nn.Module | None:
     """The norm layer of a kind; None for ``none``."""
+    if norm not in ("instance", "frozen", "none"):
+        raise ValueError(f"norm is {norm!r}")
     if norm == "instance":
         return nn.InstanceNorm2d(channels, affine=False, eps=VARIANCE_EPSILON)
     return FrozenNorm(channels) if norm == "frozen" else None
@@ -136,6 +138,8 @@ class ClinicalToMicroGenerator(Generator):
         dropout_blocks: int = 0,
     ) -> None:
         super().__init__()
+        if not 0 <= dropout_blocks <= blocks:
+            raise ValueError(f"dropout_blocks is {dropout_blocks} of {blocks}")
         self.scale = 2**doublings
         self.whole_slice_only = norm == "instance"
         self.dropout_rate = dropout_rate

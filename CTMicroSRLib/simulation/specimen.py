@@ -134,7 +134,7 @@ def _root(rng: np.random.Generator, grid: Grid) -> tuple[NDArray[np.float64], ND
 
 def _parenchyma(rng: np.random.Generator, grid: Grid) -> Float32:
     mean = rng.normal(-885.0, 30.0)
-    hu = smooth_field(rng, grid, 6.0) * np.float32(rng.uniform(5.0, 25.0))
+    hu: Float32 = smooth_field(rng, grid, 6.0) * np.float32(rng.uniform(5.0, 25.0))
     height = np.linspace(-1.0, 1.0, grid.shape_kji[1], dtype=np.float32)
     hu += height[None, :, None] * np.float32(rng.uniform(0.0, 25.0)) + np.float32(mean)
     hu += _alveoli(rng, grid) * np.float32(rng.uniform(50.0, 90.0))
@@ -207,8 +207,9 @@ def _surface(rng: np.random.Generator, grid: Grid, offset_mm: float, wobble_mm: 
     along = dx * np.float32(normal[0]) + dy * np.float32(normal[1]) + dz * np.float32(normal[2])
     curvature = np.float32(rng.uniform(-1.0, 1.0) / 60.0)
     bend = (dx * dx + dy * dy + dz * dz - along * along) * curvature / 2.0
-    distance: Float32 = along + bend + smooth_field(rng, grid, 12.0) * np.float32(wobble_mm)
-    return distance - np.float32(offset_mm)
+    wobble = smooth_field(rng, grid, 12.0) * np.float32(wobble_mm)
+    distance: Float32 = along + bend + wobble - np.float32(offset_mm)
+    return distance
 
 
 def _add_fissure(rng: np.random.Generator, grid: Grid, hu: Float32) -> None:

@@ -50,10 +50,7 @@ def draw_chest(
     noise_hu=12.0,
 ):
     """A chest in LPS: body, two lungs, airways, vessels, nodules, table, blanket, padding, stomach bubble."""
-    axes = [
-        np.arange(low + s / 2, high, s)
-        for (low, high), s in zip((x_mm, y_mm, z_mm), spacing_xyz, strict=True)
-    ]
+    axes = [np.arange(low + s / 2, high, s) for (low, high), s in zip((x_mm, y_mm, z_mm), spacing_xyz, strict=True)]
     z, y, x = np.meshgrid(*axes[::-1], indexing="ij", sparse=True)
     xyz = (x, y, z)
     shape = tuple(len(a) for a in axes[::-1])
@@ -87,11 +84,15 @@ def draw_chest(
             lumen |= tube(xyz, start, end, radius)
             wall |= tube(xyz, start, end, radius + 3.0)
         hu[wall], hu[lumen] = TISSUE_HU, GAS_HU
+        # A ball of 10 mm dips 1.3 mm into the 9.8 mm wide opening that the nodule leaves in the pleura; a voxel
+        # more is the grid's.
+        unreached_mm = 1.3 + max(1.5, *spacing_xyz)
         truth = lung & ~wall
         parts |= {
             "vessels": vessels & ~wall,
             "nodule": nodule,
             "at_pleura": at_pleura & lung,
+            "deep": ellipsoid(xyz, (78, 0, 0), tuple(r - unreached_mm for r in (52.0, 80.0, 105.0))),
             "lumen": lumen & body,
         }
         lung = truth
@@ -108,6 +109,26 @@ def draw_chest(
         origin_mm=tuple(float(a[0]) for a in axes),
     )
     return Chest(Volume(np.rint(hu).astype(np.int16), geometry), lung, parts)
+
+
+def region_mm(chest, x=(-1e3, 1e3), y=(-1e3, 1e3), z=(-1e3, 1e3)):
+    """The voxels whose centres lie between these positions."""
+    geometry = chest.volume.geometry
+    ranges = []
+    for axis, (low, high) in enumerate((x, y, z)):
+        centres = geometry.origin_mm[axis] + geometry.spacing_mm[axis] * np.arange(geometry.size_ijk[axis])
+        inside = np.flatnonzero((centres >= low) & (centres <= high))
+        ranges.append((int(inside[0]), int(inside[-1]) + 1))
+    return Region(*ranges)
+
+
+def found_and_true(chest, region):
+    """The mask of a crop and the truth in it."""
+    return segment_lungs(chest.volume.crop(region)).array_kji, chest.lungs[region.slices_kji]
+
+
+def millilitres(chest, part):
+    return np.count_nonzero(part) * np.prod(chest.volume.geometry.spacing_mm) / 1000.0
 
 
 def dice(a, b):
@@ -135,8 +156,8 @@ def test_the_lungs_of_a_whole_chest_are_found_without_help(chest, mask):
 
 
 def test_the_volume_in_millilitres_is_that_of_the_mask(chest, mask):
-    assert mask.volume_ml == pytest.approx(np.count_nonzero(mask.array_kji) * 2.5**3 / 1000)
-    assert mask.volume_ml == pytest.approx(np.count_nonzero(chest.lungs) * 2.5**3 / 1000, rel=0.05)
+    assert mask.volume_ml == pytest.approx(millilitres(chest, mask.array_kji))
+    assert mask.volume_ml == pytest.approx(millilitres(chest, chest.lungs), rel=0.05)
 
 
 @pytest.mark.parametrize("part", ["table", "blanket", "bubble"])
@@ -154,8 +175,7 @@ def test_nodules_and_vessels_are_filled(chest, mask, part):
 
 
 def test_a_nodule_at_the_pleura_is_filled_as_far_as_closing_reaches(chest, mask):
-    # A ball of 10 mm dips 1.3 mm into the 9.8 mm wide opening that the nodule leaves in the pleura.
-    assert share_in(mask.array_kji, chest.parts["at_pleura"]) > 0.9
+    assert share_in(mask.array_kji, chest.parts["at_pleura"] & chest.parts["deep"]) == 1.0
 
 
 def test_without_closing_a_nodule_at_the_pleura_stays_out(chest):
@@ -169,8 +189,7 @@ def test_trachea_and_main_bronchi_are_out_unless_asked_for(chest, mask):
     assert share_in(mask.array_kji, chest.parts["lumen"]) < 0.05
     assert share_in(with_airways.array_kji, chest.parts["lumen"]) > 0.95
     assert (with_airways.array_kji >= mask.array_kji).all()
-    drawn_ml = np.count_nonzero(chest.parts["lumen"]) * 2.5**3 / 1000
-    assert mask.airways_ml == pytest.approx(drawn_ml, rel=0.3)
+    assert mask.airways_ml == pytest.approx(millilitres(chest, chest.parts["lumen"]), rel=0.3)
 
 
 @pytest.mark.parametrize("spacing", [(0.8, 0.8, 4.0), (3.0, 3.0, 10.0), (4.0, 4.0, 4.0)])
@@ -182,56 +201,47 @@ def test_fine_and_coarse_voxels_give_the_same_lungs(spacing):
     assert share_in(found, chest.parts["nodule"]) > 0.95
 
 
-def test_isotropic_submillimetre_voxels():
-    chest = draw_chest((0.7, 0.7, 0.7), (10.0, 50.0))
+def test_submillimetre_voxels():
+    chest = draw_chest((0.75, 0.75, 0.75), (5.0, 42.0), x_mm=(0.0, 180.0))
     found = segment_lungs(chest.volume).array_kji
     assert dice(found, chest.lungs) > 0.98
-    assert share_in(found, chest.parts["at_pleura"] & found | chest.parts["nodule"]) > 0.99
+    assert share_in(found, chest.parts["nodule"]) == 1.0
+    assert share_in(found, chest.parts["at_pleura"] & chest.parts["deep"]) == 1.0
     assert not (found & ~chest.parts["body"]).any()
 
 
 @pytest.mark.parametrize("z_mm", [(-130.0, -40.0), (50.0, 130.0)], ids=["bases", "apices"])
-def test_bases_or_apices_alone_are_enough(z_mm):
-    chest = draw_chest(z_mm=z_mm)
-    assert dice(segment_lungs(chest.volume).array_kji, chest.lungs) > 0.96
+def test_bases_or_apices_alone_are_enough(chest, z_mm):
+    assert dice(*found_and_true(chest, region_mm(chest, z=z_mm))) > 0.96
 
 
-@pytest.mark.parametrize("slices", [1, 2])
-def test_one_or_two_slices_are_enough(chest, slices):
-    k = 62
-    thin = chest.volume.crop(Region((0, 144), (0, 126), (k, k + slices)))
-    assert dice(segment_lungs(thin).array_kji, chest.lungs[k : k + slices]) > 0.96
+@pytest.mark.parametrize("thickness_mm", [3.0, 6.0], ids=["one slice", "two slices"])
+def test_one_or_two_slices_are_enough(chest, thickness_mm):
+    assert dice(*found_and_true(chest, region_mm(chest, z=(5.0, 4.9 + thickness_mm)))) > 0.96
 
 
-@pytest.mark.parametrize("axis", ["i", "j"])
-def test_a_single_coronal_or_sagittal_slice_is_enough(chest, axis):
-    region = {"j": Region((0, 144), (60, 61), (0, 112)), "i": Region((103, 104), (0, 126), (0, 112))}[axis]
-    found = segment_lungs(chest.volume.crop(region)).array_kji
-    assert dice(found, chest.lungs[region.slices_kji]) > 0.95
+@pytest.mark.parametrize("place", [{"y": (0.0, 2.9)}, {"x": (78.0, 80.9)}], ids=["coronal", "sagittal"])
+def test_a_single_coronal_or_sagittal_slice_is_enough(chest, place):
+    assert dice(*found_and_true(chest, region_mm(chest, **place))) > 0.95
 
 
 def test_a_lung_that_touches_the_border_of_the_image_stays(chest):
-    inner = Region((15, 130), (40, 88), (40, 80))
-    found = segment_lungs(chest.volume.crop(inner)).array_kji
-    assert dice(found, chest.lungs[inner.slices_kji]) > 0.96
+    assert dice(*found_and_true(chest, region_mm(chest, (-142, 145), (-50, 70), (-50, 50)))) > 0.96
 
 
 def test_a_crop_within_a_lung_is_all_lung(chest):
-    inside = Region((95, 115), (52, 72), (60, 75))
-    found = segment_lungs(chest.volume.crop(inside)).array_kji
+    found, _ = found_and_true(chest, region_mm(chest, (60, 105), (-30, 30), (-20, 20)))
     assert found.mean() > 0.99
 
 
 def test_a_body_that_touches_the_border_of_the_image_is_no_obstacle(chest):
-    inner = Region((10, 134), (17, 100), (30, 90))
-    found = segment_lungs(chest.volume.crop(inner)).array_kji
-    assert dice(found, chest.lungs[inner.slices_kji]) > 0.97
+    assert dice(*found_and_true(chest, region_mm(chest, (-155, 155), (-108, 100), (-75, 75)))) > 0.97
 
 
 def test_a_lung_cut_off_by_the_field_of_view_stays():
     chest = draw_chest(z_mm=(-40.0, 60.0))
-    k, j, i = np.indices(chest.volume.array_kji.shape, sparse=True)
-    seen = ((i - 71.5) * 2.5) ** 2 + ((j - 59.5) * 2.5) ** 2 < 120.0**2
+    _, y, x = np.indices(chest.volume.array_kji.shape, sparse=True)
+    seen = (3.0 * x - 178.5) ** 2 + (3.0 * y - 148.5) ** 2 < 120.0**2
     cut = np.where(seen, chest.volume.array_kji, np.int16(-1024))
     found = segment_lungs(Volume(cut, chest.volume.geometry)).array_kji
     assert dice(found, chest.lungs & seen) > 0.95
@@ -241,9 +251,9 @@ def test_a_lung_cut_off_by_the_field_of_view_stays():
 def test_a_small_lung_is_kept_beside_a_large_one():
     chest = draw_chest(right_radii=(20.0, 24.0, 26.0))
     mask = segment_lungs(chest.volume)
-    right = chest.lungs.copy()
-    right[:, :, 72:] = False
-    assert dice(mask.array_kji & (np.arange(144) < 72), right) > 0.9
+    on_the_right = np.arange(chest.lungs.shape[2]) < chest.lungs.shape[2] // 2
+    assert 20.0 < millilitres(chest, chest.lungs & on_the_right) < 60.0
+    assert dice(mask.array_kji & on_the_right, chest.lungs & on_the_right) > 0.9
     assert mask.warnings == ()
 
 
@@ -257,10 +267,9 @@ def test_lungs_that_touch_are_both_kept_and_the_mediastinum_stays_out():
     chest = draw_chest(touching=True)
     found = segment_lungs(chest.volume).array_kji
     assert dice(found, chest.lungs) > 0.96
-    x = chest.volume.geometry.origin_mm[0] + 2.5 * np.arange(144)
-    midline = np.zeros_like(found)
-    midline[40:80, 50:70, :] = abs(x) < 10
-    assert share_in(found, midline & ~chest.lungs) < 0.05
+    mediastinum = np.zeros_like(found)
+    mediastinum[region_mm(chest, (-10, 10), (-25, 40), (-60, 60)).slices_kji] = True
+    assert share_in(found, mediastinum & ~chest.lungs) == 0.0
 
 
 @pytest.mark.parametrize("hu", [-1024, -1000, 0])
@@ -285,10 +294,10 @@ def test_float_voxels_give_the_same_mask(chest, mask):
     np.testing.assert_array_equal(segment_lungs(as_float).array_kji, mask.array_kji)
 
 
-COARSE = draw_chest((5.0, 4.0, 6.0))
+COARSE = draw_chest((6.0, 5.0, 7.0))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(order=st.permutations([0, 1, 2]), flips=st.tuples(st.booleans(), st.booleans(), st.booleans()))
 def test_the_order_and_direction_of_the_axes_do_not_change_the_lungs(order, flips):
     expected = segment_lungs(COARSE.volume).array_kji

@@ -1,0 +1,212 @@
+"""Interrupting and killing the command: no output or a complete one, and an answer within seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+
+ANSWER_SECONDS = 5.0
+"""A second is promised; a machine that others load takes longer."""
+
+CANCELLED = 130
+
+
+@pytest.fixture(scope="module")
+def long_scan(tmp_path_factory):
+    """A scan that takes minutes."""
+    path = tmp_path_factory.mktemp("scans") / "long.nrrd"
+    # many small slices: progress comes soon and often
+    array_kji = np.random.default_rng(0).normal(-850, 40, (600, 64, 64)).astype(np.int16)
+    array_kji[:, 20:30] = 40
+    image = sitk.GetImageFromArray(array_kji)
+    image.SetSpacing((0.7, 0.7, 1.0))
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+@pytest.fixture
+def started(command_line, command_model, long_scan, repository, tmp_path):
+    """Start the command on the long scan in a new process that tells its progress as JSON lines."""
+
+    @contextmanager
+    def start(*options):
+        arguments = ["superres", long_scan, tmp_path / "out.nrrd", "--model", command_model, "--progress", "json"]
+        arguments += ["--psf-fwhm-mm", "1.1", "--noise-hu", "20"]
+        process = subprocess.Popen(
+            [*command_line, *map(str, arguments), *map(str, options)],
+            cwd=repository,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    return start
+
+
+def read_until(process, reached):
+    """Read events up to the first that ``reached`` says yes to."""
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["event"] == "error":
+            break
+        if reached(event):
+            return event
+    raise AssertionError(f"the run ended before: {process.stderr.read()}")
+
+
+def halfway(event):
+    return event.get("stage") == "super-resolving" and event["fraction"] > 0
+
+
+def left_in(folder):
+    return sorted(f.name for f in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("number", "reached"),
+    [
+        (signal.SIGINT, halfway),
+        (signal.SIGTERM, halfway),
+        (signal.SIGTERM, lambda event: event.get("stage") == "reading"),
+    ],
+)
+def test_a_signal_ends_the_run_soon_and_leaves_nothing(started, tmp_path, number, reached):
+    (tmp_path / "out.nrrd").write_text("an older result")
+    files = ("--uncertainty", tmp_path / "sd.nrrd", "--passes", "2", "--report", tmp_path / "r.json", "--overwrite")
+    with started("--region", "whole", *files) as process:
+        read_until(process, reached)
+        if reached is halfway:
+            assert len([name for name in left_in(tmp_path) if name.endswith(".part")]) == 2
+        process.send_signal(number)
+        sent = time.monotonic()
+        rest, complaint = process.communicate(timeout=60)
+        assert time.monotonic() - sent < ANSWER_SECONDS
+    assert process.returncode == CANCELLED
+    assert complaint == "ctmicrosr: Cancelled; no output was written.\n"
+    last = json.loads(rest.splitlines()[-1])
+    assert (last["event"], last["status"]) == ("error", CANCELLED)
+    assert left_in(tmp_path) == ["out.nrrd"]
+    assert (tmp_path / "out.nrrd").read_text() == "an older result"
+
+
+def test_a_second_signal_does_not_disturb_the_tidying(started, tmp_path):
+    with started("--region", "whole") as process:
+        read_until(process, halfway)
+        for _ in range(3):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.01)
+        _, complaint = process.communicate(timeout=60)
+    assert complaint == "ctmicrosr: Cancelled; no output was written.\n"
+    assert (process.returncode, left_in(tmp_path)) == (CANCELLED, [])
+
+
+REGION = "0:16,0:16,0:10"
+
+
+def complete(path):
+    image = sitk.ReadImage(str(path))
+    return image.GetSize() == (128, 128, 10)
+
+
+def test_killed_at_any_moment_it_leaves_a_complete_result_or_none_and_the_next_run_tidies_up(
+    started, ctmicrosr, command_model, long_scan, tmp_path
+):
+    moments = random.Random(4)
+    kills = [lambda event: event.get("stage") == "writing"]
+    kills += [halfway, halfway]
+    files = ("--uncertainty", tmp_path / "sd.nrrd", "--passes", "2", "--overwrite")
+    seen_parts = 0
+    for n, reached in enumerate(kills):
+        with started("--region", REGION, *files) as process:
+            read_until(process, reached)
+            time.sleep(0.0 if n == 0 else moments.random())
+            process.kill()
+            process.wait(60)
+        parts = [name for name in left_in(tmp_path) if name.startswith(".")]
+        # those of the runs before were taken away by this one
+        assert len(parts) <= 2
+        assert all(f".{process.pid}." in name for name in parts)
+        seen_parts += len(parts)
+        assert all(complete(tmp_path / name) for name in set(left_in(tmp_path)) - set(parts))
+    assert seen_parts > 0
+    common = ("--model", command_model, "--psf-fwhm-mm", "1.1", "--noise-hu", "20")
+    outcome = ctmicrosr("superres", long_scan, tmp_path / "out.nrrd", "--region", REGION, *files, *common)
+    assert outcome.status == 0
+    assert left_in(tmp_path) == ["out.nrrd", "sd.nrrd"]
+    assert complete(tmp_path / "out.nrrd")
+    assert complete(tmp_path / "sd.nrrd")
+
+
+def test_a_signal_that_another_library_would_swallow_still_ends_the_run(
+    ctmicrosr, command_model, long_scan, tmp_path, monkeypatch
+):
+    import CTMicroSRLib.superresolve
+
+    reading = CTMicroSRLib.superresolve.estimate_acquisition
+
+    def careless(*arguments, **keywords):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+        except Exception:
+            pytest.fail("swallowed")
+        return reading(*arguments, **keywords)
+
+    monkeypatch.setattr(CTMicroSRLib.superresolve, "estimate_acquisition", careless)
+    before = signal.getsignal(signal.SIGTERM)
+    outcome = ctmicrosr("superres", long_scan, tmp_path / "out.nrrd", "--region", "whole", "--model", command_model)
+    assert (outcome.status, left_in(tmp_path)) == (CANCELLED, [])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_uncertainty_does_not_stay_when_its_result_fails_to(
+    ctmicrosr, command_model, long_scan, tmp_path, monkeypatch
+):
+    from CTMicroSRLib.writers import VolumeWriter
+
+    commit = VolumeWriter.commit
+
+    def interrupted(writer):
+        if writer.path.name == "out.nrrd":
+            raise KeyboardInterrupt
+        commit(writer)
+
+    monkeypatch.setattr(VolumeWriter, "commit", interrupted)
+    common = ("--region", "0:8,0:8,0:1", "--model", command_model, "--psf-fwhm-mm", "1", "--noise-hu", "9")
+    files = (tmp_path / "out.nrrd", "--uncertainty", tmp_path / "sd.nrrd", "--passes", "2")
+    outcome = ctmicrosr("superres", long_scan, *files, *common)
+    assert (outcome.status, left_in(tmp_path)) == (CANCELLED, [])
+
+
+def test_interrupted_while_drawing_it_does_not_deny_the_result(
+    ctmicrosr, command_model, long_scan, tmp_path, monkeypatch
+):
+    import CTMicroSRLib.figure
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CTMicroSRLib.figure, "draw_result", interrupted)
+    common = ("--region", "0:8,0:8,0:1", "--model", command_model, "--psf-fwhm-mm", "1", "--noise-hu", "9")
+    figure = ("--figure", tmp_path / "f.png")
+    outcome = ctmicrosr("superres", long_scan, tmp_path / "out.nrrd", *common, *figure)
+    assert outcome.status == CANCELLED
+    assert "out.nrrd was complete" in outcome.stderr
+    assert left_in(tmp_path) == ["out.nrrd"]
