@@ -66,15 +66,15 @@ class BandMatrix:
             torch.mm(block, image[columns], out=result[rows])
         return result
 
-    def add_transposed(self, image: Tensor, target: Tensor) -> None:
-        """Add in place: target += image @ matrix.T, in place."""
+    def add_transposed(self, image: Tensor, target: Tensor, *, keep: float = 1.0) -> None:
+        """In place: target = keep * target + image @ matrix.T (``keep=0`` overwrites it)."""
         for rows, columns, block in self.chunks:
-            target[:, rows].addmm_(image[:, columns], block.T)
+            target[:, rows].addmm_(image[:, columns], block.T, beta=keep)
 
     def times_transposed(self, image: Tensor) -> Tensor:
         """The product image @ matrix.T."""
-        result = image.new_zeros((image.shape[0], self.shape[0]))
-        self.add_transposed(image, result)
+        result = image.new_empty((image.shape[0], self.shape[0]))
+        self.add_transposed(image, result, keep=0.0)
         return result
 
 
@@ -90,6 +90,10 @@ class Interpolator:
     def __call__(self, coarse: Tensor) -> Tensor:
         """Fine slice of a coarse one."""
         return self.columns.times_transposed(self.rows.times(coarse))
+
+    def write(self, coarse: Tensor, fine: Tensor) -> None:
+        """Overwrite ``fine`` by the interpolated coarse slice."""
+        self.columns.add_transposed(self.rows.times(coarse), fine, keep=0.0)
 
     def add(self, coarse: Tensor, fine: Tensor) -> None:
         """Add an interpolated coarse slice in place."""

@@ -61,6 +61,10 @@ class SliceEngine:
         )
         self.averaged = self.model.card.result == "mean"
         self.sampling = self.options.uncertainty or self.averaged
+        shape = (window.size_ijk[1] * self.plan.scale, window.size_ijk[0] * self.plan.scale)
+        # One fine slice for the whole run: fresh memory for each would cost as much as filling it.
+        self.fine = torch.empty(shape, device=self.model.device)
+        self.deviation = torch.empty_like(self.fine) if self.options.uncertainty else None
         self._residuals: list[tuple[float, float, int]] = []
         self._rectangles = 0
         self._network_voxels = 0
@@ -72,9 +76,11 @@ class SliceEngine:
         coarse = self._coarse(k)
         window = self.plan.window
         inside = coarse[slice(*window.j), slice(*window.i)]
+        fine, deviation = self.fine, self.deviation
         with watch.stage("interpolate"):
-            fine = self.consistency.interpolate(inside)
-            deviation = torch.zeros_like(fine) if self.options.uncertainty else None
+            self.consistency.interpolate.write(inside, fine)
+            if deviation is not None:
+                deviation.zero_()
         # A network that looks at the whole slice runs once, whatever the rectangles.
         runs = 1 if self.model.network.whole_slice_only else None
         for rectangle in slice_plan.rectangles[:runs]:

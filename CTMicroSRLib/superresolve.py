@@ -290,8 +290,8 @@ def _check_memory(geometry: Geometry, copies: int) -> None:
     free = free_memory_bytes()
     if needed > 0.9 * free:
         raise ResourceError(
-            f"The result needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; choose a smaller region, "
-            "or write to a file, which needs no more than a slice."
+            f"The result needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; choose a smaller "
+            "region, or write to a file, which needs no more than a slice."
         )
 
 

@@ -36,7 +36,7 @@ def user_folder(tmp_path, monkeypatch):
     """An empty folder for imported models, and no shipped ones."""
     folder = tmp_path / "user"
     monkeypatch.setenv("CTMICROSR_MODELS", str(folder))
-    monkeypatch.setattr("CTMicroSRLib.models.shipped_models_folders", lambda: [])
+    monkeypatch.setattr("CTMicroSRLib.models.shipped_models_folders", list)
     return folder
 
 

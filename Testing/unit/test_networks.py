@@ -1,4 +1,4 @@
-"""The generators: parameters, tiles equal to the whole, receptive fields, folded norms, precision, the card's checks."""
+"""The generators: parameters, tiles equal to the whole, receptive fields, folded norms, precision."""
 
 from __future__ import annotations
 
