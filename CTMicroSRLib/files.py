@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -37,13 +36,9 @@ __all__ = [
     "write_volume",
 ]
 
-logger = logging.getLogger(__name__)
 
 FINEST_SPACING_MM = 0.2
 """In-plane spacing below which a scan is no clinical CT and there is nothing to add at 8x."""
-
-COARSE_SPACING_MM = 1.0
-"""In-plane spacing above which structures of the lung are too blurred for the models; a warning."""
 
 COARSEST_SPACING_MM = 100.0
 """No CT has voxels or slice distances above this; a header that says so is wrong."""
@@ -99,14 +94,6 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
         check_is_ct(volume)
     except RefusedInputError as error:
         raise RefusedInputError(f"{os.fspath(path)}: {error}") from None
-    coarsest_mm = max(volume.geometry.spacing_mm[:2])
-    if coarsest_mm > COARSE_SPACING_MM:
-        logger.warning(
-            "%s has pixels of %.2f mm, more than %g mm: expect less detail than from a thin-section CT.",
-            os.fspath(path),
-            coarsest_mm,
-            COARSE_SPACING_MM,
-        )
     return volume
 
 
@@ -211,6 +198,8 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     found = Path(path)
     if not found.exists():
         raise UsageError(f"There is no file or folder {found}; check the path.")
+    if not (found.is_file() or found.is_dir()):
+        raise RefusedInputError(f"{found} is a device or pipe, not a file; save the scan to a file first.")
     return found
 
 

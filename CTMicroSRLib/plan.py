@@ -24,7 +24,7 @@ from CTMicroSRLib.volume import Geometry, Region
 CONTEXT_VOXELS = CELL_VOXELS
 """Voxels around the region that are computed too, so that consistency at its edge is that of the whole."""
 
-LARGEST_TILE_VOXELS = 512
+LARGEST_TILE_VOXELS = 256
 
 MINIMUM_SPACING_MM = 0.2
 """Finer input than this is already at the scale of the result."""
@@ -109,8 +109,7 @@ def make_plan(
             f"The scan's pixels are {min(geometry.spacing_mm[:2]):.3f} mm, already finer than {MINIMUM_SPACING_MM} mm; "
             "give the clinical scan itself."
         )
-    if tile is not None and (tile < CELL_VOXELS or tile % CELL_VOXELS):
-        raise UsageError(f"The tile {tile} is not a positive multiple of {CELL_VOXELS}; for example 128.")
+    check_tile(tile)
     if mask_kji is not None and not mask_kji.any():
         raise RefusedInputError("The mask is empty; give a mask that marks the lungs, or choose --region whole.")
     if isinstance(choice, Region):
@@ -130,6 +129,12 @@ def make_plan(
         halo=halo,
         largest_tile=tile or LARGEST_TILE_VOXELS,
     )
+
+
+def check_tile(tile: int | None) -> None:
+    """Raise UsageError unless a tile's edge is None or a positive multiple of 32 voxels."""
+    if tile is not None and (tile < CELL_VOXELS or tile % CELL_VOXELS):
+        raise UsageError(f"The tile {tile} is not a positive multiple of {CELL_VOXELS}; for example 128.")
 
 
 def bounding_region(mask_kji: Bool) -> Region:

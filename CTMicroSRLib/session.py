@@ -126,6 +126,7 @@ def load_model(name_or_folder: str | Path = DEFAULT_MODEL, *, device: str = "aut
 
     found = find_model(name_or_folder)
     path = verify_model(found)
+    _check_shapes(found.card, path)
     network = build_network(found.card.architecture, found.card.parameters)
     of_network = (network.scale, network.halo, network.planes)
     if of_network != (found.card.scale, found.card.halo, len(found.card.planes)):
@@ -140,6 +141,28 @@ def load_model(name_or_folder: str | Path = DEFAULT_MODEL, *, device: str = "aut
             f"The weights of {found.card.name} do not fit its architecture; get the model again from its source."
         ) from None
     return Model(found.card, network, choose_device(device), precision)
+
+
+def _check_shapes(card: ModelCard, path: Path) -> None:
+    """Compare the weights' shapes with the card's architecture before any memory is taken for either.
+
+    Raises:
+        ModelError: they differ.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with torch.device("meta"):
+        skeleton = build_network(card.architecture, card.parameters)
+    wanted = {key: list(value.shape) for key, value in skeleton.state_dict().items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        found = {}
+    if wanted != found:
+        raise ModelError(
+            f"The weights of {card.name} do not fit its architecture; get the model again from its source."
+        )
 
 
 def _prepared(network: Generator, device: torch.device) -> Generator:

@@ -18,7 +18,7 @@ from CTMicroSRLib.errors import ResourceError, UsageError
 from CTMicroSRLib.files import check_is_ct
 from CTMicroSRLib.lungs import segment_lungs
 from CTMicroSRLib.models import DEFAULT_MODEL
-from CTMicroSRLib.plan import Plan, RegionChoice, make_plan
+from CTMicroSRLib.plan import Plan, RegionChoice, check_tile, make_plan
 from CTMicroSRLib.progress import Progress, SilentProgress, check_cancelled
 from CTMicroSRLib.report import NOTICE, Report, Stopwatch, peak_memory_mb, software_versions
 from CTMicroSRLib.volume import Geometry, Volume
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Bool = NDArray[np.bool_]
+
+COARSE_SPACING_MM = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Options:
             raise UsageError(f"The consistency {self.consistency!r} is unknown; choose scan, block or off.")
         if not 2 <= self.passes <= 1000:
             raise UsageError(f"{self.passes} passes are not possible; choose 2 to 1000.")
+        check_tile(self.tile)
         if self.seed < 0:
             raise UsageError("The seed must not be negative; give 0 or more.")
         for name, value, limit in (
@@ -184,11 +187,11 @@ def prepare(volume: Volume, options: Options, mask: Bool | None, progress: Progr
             f"The model {model.card.name} has no dropout to tell its uncertainty from; leave the uncertainty out or "
             "choose another model."
         )
-    warnings: tuple[str, ...] = ()
+    warnings = coarse_pixel_warnings(volume.geometry)
     if mask is None and options.region == "lungs":
         with stopwatch.stage("lungs"):
             found = segment_lungs(volume, progress=progress)
-            mask, warnings = found.array_kji.astype(bool, copy=False), found.warnings
+            mask, warnings = found.array_kji.astype(bool, copy=False), (*warnings, *found.warnings)
     with stopwatch.stage("plan"):
         plan = make_plan(
             volume.geometry,
@@ -203,6 +206,14 @@ def prepare(volume: Volume, options: Options, mask: Bool | None, progress: Progr
             volume, psf_fwhm_mm=options.psf_fwhm_mm, noise_hu=options.noise_hu, progress=progress
         )
     return Prepared(volume, options, model, plan, acquisition, stopwatch, warnings)
+
+
+def coarse_pixel_warnings(geometry: Geometry) -> tuple[str, ...]:
+    """A sentence where the pixels are coarser than any the shipped models were trained on."""
+    coarsest_mm = max(geometry.spacing_mm[:2])
+    if coarsest_mm <= COARSE_SPACING_MM:
+        return ()
+    return (f"The pixels are {coarsest_mm:.2f} mm wide: expect less detail than from a thin-section CT.",)
 
 
 def run(prepared: Prepared, sink: Sink, deviation_sink: Sink | None, progress: Progress) -> Report:

@@ -1,7 +1,7 @@
 """`make demo`: super-resolve a real chest CT and a simulated specimen, and draw both.
 
-The real scan is the chest CT that the slicerio package carries (128 x 128 x 34 voxels of 3.05 x 3.05 x 10 mm): coarse, but on
-every machine without a download. The simulated one comes with its truth.
+The real scan is the chest CT that the slicerio package carries (128 x 128 x 34 voxels of 3.05 x 3.05 x 10 mm):
+coarse, but on every machine without a download. The simulated one comes with its truth.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from CTMicroSRLib.files import read_volume, write_volume
 from CTMicroSRLib.figure import draw_result
+from CTMicroSRLib.files import read_volume, write_volume
 from CTMicroSRLib.jobs import Job, run_job
 from CTMicroSRLib.report import Report
 from CTMicroSRLib.simulation.cases import CaseSettings, make_case

@@ -14,6 +14,10 @@ ARCHITECTURES = ("compact", "sr-cyclegan")
 """Architectures a card can name."""
 
 
+LARGEST_PARAMETER = 4096
+"""No architecture has more channels, blocks or planes; a card that says so is damaged."""
+
+
 def build_network(architecture: str, parameters: Mapping[str, Any]) -> Generator:
     """Build a generator with random weights.
 
@@ -32,10 +36,12 @@ def build_network(architecture: str, parameters: Mapping[str, Any]) -> Generator
             f"The architecture {architecture!r} is unknown (known: {', '.join(ARCHITECTURES)}); update CTMicroSR."
         )
     try:
+        if any(isinstance(value, int) and value > LARGEST_PARAMETER for value in parameters.values()):
+            raise ValueError(f"a number is above {LARGEST_PARAMETER}")
         network = classes[architecture](**parameters)
         if not 0.0 <= network.dropout_rate < 1.0:
             raise ValueError(f"dropout_rate is {network.dropout_rate}")
-    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+    except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise ModelError(
             f"The parameters of {architecture} on the card do not fit ({error}); export the model again."
         ) from None

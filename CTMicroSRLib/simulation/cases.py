@@ -41,6 +41,12 @@ class CaseSettings:
             )
         if not 0.2 <= self.pixel_mm <= 2.0:
             raise UsageError(f"A pixel of {self.pixel_mm} mm is not a clinical one; choose 0.2 to 2 mm.")
+        # Made here so that a wrong scanner is refused before a specimen is grown for it.
+        scanner = self.scanner
+        if not scanner.slice_thickness_mm <= self.depth_mm <= 100.0:
+            raise UsageError(
+                f"A slice of {self.slice_mm} mm does not fit into a specimen {self.depth_mm} mm deep (at most 100 mm)."
+            )
 
     @property
     def specimen(self) -> SpecimenSettings:

@@ -517,9 +517,8 @@ def test_coarse_pixels_get_a_warning_and_odd_names_end_nothing(
         check=True,
         timeout=120,
     )
-    (warning,) = run.stderr.splitlines()
-    assert warning.startswith("WARNING: ")
-    assert "more than 1 mm" in warning
+    assert not run.stderr
+    assert "Warning: The pixels are" in run.stdout
     assert "gr\\xf6\\xdfe" in run.stdout
     assert voxels(output).shape == (1, 128, 128)
 

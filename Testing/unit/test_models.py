@@ -319,7 +319,7 @@ def test_a_name_that_leads_out_of_the_folder_imports_nothing(tiny_model, user_fo
         ({"parameters": {"channels": "8"}}, "parameters"),
         ({"parameters": [8, 2]}, "parameters"),
         ({"parameters": {"channels": 16, "blocks": 2, "planes": 0}}, "do not fit"),
-        ({"parameters": {"channels": 8, "blocks": 1, "planes": 0}}, "halo"),
+        ({"parameters": {"channels": 8, "blocks": 1, "planes": 0}}, "do not fit"),
         ({"scale": 4}, "scale"),
         ({"halo": 7}, "halo"),
         ({"halo": 5}, "halo"),

@@ -14,6 +14,7 @@ from scipy import ndimage
 from CTMicroSRLib import CancelledError, Geometry, Region, ResourceError, UsageError, Volume, super_resolve
 from CTMicroSRLib.consistency import interpolation_matrix
 from CTMicroSRLib.networks.generator import WHOLE
+from CTMicroSRLib.plan import LARGEST_TILE_VOXELS
 from CTMicroSRLib.report import Stopwatch, peak_memory_mb, write_report
 from CTMicroSRLib.session import ScanConditions, load_model
 from CTMicroSRLib.simulation.cases import CaseSettings, make_case
@@ -204,7 +205,12 @@ def test_an_instance_normed_network_sees_the_whole_slice_once_whatever_the_mask(
     whole = resolved(scan, folder, consistency="off", tile=32)
     assert_equal_but_for_rounding(whole.volume.array_kji[0], np.rint(network))
     part = resolved(scan, folder, consistency="off", mask=mask)
-    assert part.report["tiles"] == {"rectangles": 1, "voxels": 14_000, "largest": 512, "halo": folder_halo(folder)}
+    assert part.report["tiles"] == {
+        "rectangles": 1,
+        "voxels": 14_000,
+        "largest": LARGEST_TILE_VOXELS,
+        "halo": folder_halo(folder),
+    }
     smooth = bicubic(scan.array_kji[0].astype(float), 8)
     weights = torch.from_numpy(fade_weights(mask[0]))[None, None]
     weights = torch.nn.functional.interpolate(weights, scale_factor=8, mode="bilinear")[0, 0].numpy()
