@@ -8,6 +8,7 @@ small matrices of A B, and the fine slice is scanned once and corrected once.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -25,7 +26,12 @@ MODES: tuple[Mode, ...] = ("scan", "block", "off")
 NOISE_DEVIATIONS = 2.0
 """Residuals within this many standard deviations of the noise are left: they are the noise."""
 
+SMOOTH_DEVIATIONS = 0.2
+"""The mean residual over a square of SMOOTH_VOXELS may be this many deviations: noise averages out, a bias does not."""
+
+SMOOTH_VOXELS = 9
 MAXIMUM_ITERATIONS = 20
+BLOCK_ITERATIONS = 3
 CHUNK_COARSE_VOXELS = 32
 
 
@@ -125,7 +131,9 @@ class ScannerConsistency:
         self.trip_rows, self.trip_columns = (
             BandMatrix(trip.astype(np.float32), 2 * CHUNK_COARSE_VOXELS, device) for trip in round_trips
         )
-        self.tolerance_hu = NOISE_DEVIATIONS * settings.noise_hu if settings.mode == "scan" else 0.0
+
+        smoothing = [mean_matrix(n, SMOOTH_VOXELS) for n in shape_ji]
+        self.smooth_rows, self.smooth_columns = (BandMatrix(m, 2 * CHUNK_COARSE_VOXELS, device) for m in smoothing)
 
     def scan(self, fine: Tensor) -> Tensor:
         """What the scanner would show of a fine slice, HU."""
@@ -146,18 +154,44 @@ class ScannerConsistency:
     def _back_projection(self, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Coarse correction c with residual - A B c within the tolerance, and what remains.
 
-        Each step adds what exceeds the tolerance. It ends when nothing does, or after a fixed number of
-        steps, so that a pixel's correction depends on its surroundings alone.
+        First a bias over an area goes, then what exceeds the tolerance at single voxels, step by step with
+        Nesterov's momentum (FISTA, Beck & Teboulle 2009). It ends when nothing does, or after a fixed number
+        of steps, so that a voxel's correction depends on its surroundings alone.
         """
-        correction = torch.zeros_like(residual)
-        remaining = residual
-        for _ in range(MAXIMUM_ITERATIONS if self.settings.mode == "scan" else 3):
-            excess = remaining - remaining.clamp(-self.tolerance_hu, self.tolerance_hu)
+        correction, remaining = torch.zeros_like(residual), residual
+        if self.settings.mode == "scan":
+            correction = self._bias(residual)
+            remaining = residual - self._round_trip(correction)
+        tolerance_hu = NOISE_DEVIATIONS * self.settings.noise_hu if self.settings.mode == "scan" else 0.0
+        ahead, ahead_remaining = correction, remaining
+        momentum = 1.0
+        for _ in range(MAXIMUM_ITERATIONS if self.settings.mode == "scan" else BLOCK_ITERATIONS):
+            excess = ahead_remaining - ahead_remaining.clamp(-tolerance_hu, tolerance_hu)
             if not bool(excess.any()):
-                break
-            correction += excess
-            remaining = remaining - self.trip_columns.times_transposed(self.trip_rows.times(excess))
+                return ahead, ahead_remaining
+            next_correction = ahead + excess
+            next_remaining = ahead_remaining - self._round_trip(excess)
+            next_momentum = (1.0 + math.sqrt(1.0 + 4.0 * momentum**2)) / 2.0
+            share = (momentum - 1.0) / next_momentum
+            ahead = next_correction + share * (next_correction - correction)
+            ahead_remaining = next_remaining + share * (next_remaining - remaining)
+            correction, remaining, momentum = next_correction, next_remaining, next_momentum
         return correction, remaining
+
+    def _round_trip(self, coarse: Tensor) -> Tensor:
+        """A B c: what the scanner would show of an interpolated coarse slice."""
+        return self.trip_columns.times_transposed(self.trip_rows.times(coarse))
+
+    def _bias(self, residual: Tensor) -> Tensor:
+        """The part of the local mean residual that the noise does not explain.
+
+        Single large residuals count no more than the noise could make them: they are edges, not a bias.
+        """
+        limit_hu = NOISE_DEVIATIONS * self.settings.noise_hu
+        explained = residual.clamp(-limit_hu, limit_hu)
+        smooth = self.smooth_columns.times_transposed(self.smooth_rows.times(explained))
+        left_hu = SMOOTH_DEVIATIONS * self.settings.noise_hu
+        return smooth - smooth.clamp(-left_hu, left_hu)
 
 
 def measure(residual: Tensor) -> Residual:
@@ -169,6 +203,13 @@ def add_blocks(coarse: Tensor, fine: Tensor, scale: int) -> None:
     """Add every coarse value to its whole block, in place."""
     rows, columns = coarse.shape
     fine.view(rows, scale, columns, scale).add_(coarse[:, None, :, None])
+
+
+def mean_matrix(size: int, width: int) -> NDArray[np.float32]:
+    """One axis of a moving mean over ``width`` voxels, fewer at the border; ``(size, size)``."""
+    distance = np.abs(np.subtract.outer(np.arange(size), np.arange(size)))
+    near = (distance <= width // 2).astype(np.float64)
+    return np.asarray(near / near.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def interpolation_matrix(coarse_size: int, scale: int) -> NDArray[np.float32]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Int16 = NDArray[np.int16]
 
+ROUNDED_ROWS = 32
+
 
 @dataclass(frozen=True)
 class SliceOutcome:
@@ -159,8 +161,12 @@ class SliceEngine:
 
     def _rounded(self, image: Tensor) -> Int16:
         limits = torch.iinfo(torch.int16)
-        cropped = self._crop(image, self.plan.scale).round_().clamp_(limits.min, limits.max)
-        array: Int16 = cropped.to(torch.int16).cpu().numpy()
+        cropped = self._crop(image, self.plan.scale)
+        rounded = torch.empty(cropped.shape, dtype=torch.int16, device=image.device)
+        # Some rows at a time, so that they stay in the cache from one step to the next.
+        for rows, target in zip(cropped.split(ROUNDED_ROWS), rounded.split(ROUNDED_ROWS), strict=True):
+            target.copy_(rows.round_().clamp_(limits.min, limits.max))
+        array: Int16 = rounded.cpu().numpy()
         return array
 
 

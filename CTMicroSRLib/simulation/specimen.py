@@ -21,6 +21,9 @@ from CTMicroSRLib.volume import Geometry, Volume
 Float32 = NDArray[np.float32]
 
 ALVEOLAR_CELL_MM = 0.25
+ALVEOLAR_CONTRAST_HU = (36.0, 60.0)
+"""Standard deviation of the texture in a 0.078 x 0.078 x 0.25 mm voxel: that of a foam of 0.2 to 0.3 mm cells with
+the lung's mean density (a test makes such a foam)."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def _parenchyma(rng: np.random.Generator, grid: Grid) -> Float32:
     hu: Float32 = smooth_field(rng, grid, 6.0) * np.float32(rng.uniform(5.0, 25.0))
     height = np.linspace(-1.0, 1.0, grid.shape_kji[1], dtype=np.float32)
     hu += height[None, :, None] * np.float32(rng.uniform(0.0, 25.0)) + np.float32(mean)
-    hu += _alveoli(rng, grid) * np.float32(rng.uniform(50.0, 90.0))
+    hu += _alveoli(rng, grid) * np.float32(rng.uniform(*ALVEOLAR_CONTRAST_HU))
     np.maximum(hu, -1000.0, out=hu)
     return hu
 

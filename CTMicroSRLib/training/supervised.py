@@ -6,9 +6,10 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ PLANES = (
     Plane("log_noise_hu", mean=2.7, std=0.9, low=math.log(2.0), high=math.log(70.0)),
 )
 
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": functional.l1_loss, "l2": functional.mse_loss}
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -47,6 +50,7 @@ class TrainingSettings:
     parameters: dict[str, object] = field(default_factory=lambda: {"planes": len(PLANES)})
     pairs: PairSettings = field(default_factory=PairSettings)
     steps: int = 9_000
+    loss: Literal["l1", "l2"] = "l1"
     batch: int = 8
     learning_rate: float = 1e-3
     warm_up_steps: int = 300
@@ -95,7 +99,7 @@ def train(run: Path, settings: TrainingSettings, *, pairs_folder: Path | None = 
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, settings)
         batch = next(batches)
-        loss = functional.l1_loss(network(batch.tile), batch.target)
+        loss = LOSSES[settings.loss](network(batch.tile), batch.target)
         if not torch.isfinite(loss):
             raise ModelError(f"The loss stopped being finite at step {step}; resume with a lower learning rate.")
         optimiser.zero_grad(set_to_none=True)
@@ -108,7 +112,7 @@ def train(run: Path, settings: TrainingSettings, *, pairs_folder: Path | None = 
         if (step + 1) % settings.checkpoint_steps == 0 or step + 1 == settings.steps:
             record = {
                 "step": step + 1,
-                "l1_hu": float(np.mean(losses)) * CLINICAL_WINDOW.hu_per_unit,
+                "loss": float(np.mean(losses)),
                 "seconds": time.monotonic() - started,
             }
             log.write(json.dumps(record) + "\n")

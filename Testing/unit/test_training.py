@@ -186,7 +186,7 @@ def test_a_short_run_lowers_the_loss(tmp_path, monkeypatch):
     assert loss(weights) < 0.95 * loss(None)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in log] == [30, 60, 90]
-    assert log[-1]["l1_hu"] < log[0]["l1_hu"]
+    assert log[-1]["loss"] < log[0]["loss"]
 
 
 def test_a_run_repeats_bit_for_bit_and_another_seed_gives_another(tmp_path, pairs_folder):
