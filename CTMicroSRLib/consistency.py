@@ -160,8 +160,11 @@ class ScannerConsistency:
         """
         correction, remaining = torch.zeros_like(residual), residual
         if self.settings.mode == "scan":
-            correction = self._bias(residual)
-            remaining = residual - self._round_trip(correction)
+            # Twice, since the limit on single residuals hides part of a large bias the first time.
+            for _ in range(2):
+                bias = self._bias(remaining)
+                correction = correction + bias
+                remaining = remaining - self._round_trip(bias)
         tolerance_hu = NOISE_DEVIATIONS * self.settings.noise_hu if self.settings.mode == "scan" else 0.0
         ahead, ahead_remaining = correction, remaining
         momentum = 1.0

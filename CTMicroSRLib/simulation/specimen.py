@@ -21,7 +21,7 @@ from CTMicroSRLib.volume import Geometry, Volume
 Float32 = NDArray[np.float32]
 
 ALVEOLAR_CELL_MM = 0.25
-ALVEOLAR_CONTRAST_HU = (36.0, 60.0)
+ALVEOLAR_CONTRAST_HU = (34.0, 56.0)
 """Standard deviation of the texture in a 0.078 x 0.078 x 0.25 mm voxel: that of a foam of 0.2 to 0.3 mm cells with
 the lung's mean density (a test makes such a foam)."""
 

@@ -22,7 +22,7 @@ from CTMicroSRLib.simulation.scanner import (
     scan_specimen,
     slab_means,
 )
-from CTMicroSRLib.simulation.specimen import Specimen, SpecimenSettings, make_specimen
+from CTMicroSRLib.simulation.specimen import ALVEOLAR_CONTRAST_HU, Specimen, SpecimenSettings, make_specimen
 from CTMicroSRLib.simulation.trees import PIECES_PER_BRANCH, Segments, grow_tree
 
 SMALL = CaseSettings(size_voxels=12, depth_mm=3.0)
@@ -43,6 +43,36 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others():
         first, second, third = (getattr(case, kind).array_kji.tobytes() for case in (one, again, other))
         assert first == second
         assert first != third
+
+
+@pytest.mark.parametrize("cell_mm", [0.2, 0.3])
+def test_alveolar_texture_has_the_contrast_of_a_foam_with_the_lungs_density(cell_mm):
+    """Independent physics: a Voronoi foam with 12 um walls of tissue, averaged over the specimen's voxels."""
+    from scipy.spatial import cKDTree
+
+    rng, step_mm, edge_mm, depth_mm = np.random.default_rng(0), 0.013, 1.56, 1.0
+    count = int((edge_mm + 2 * cell_mm) ** 2 * (depth_mm + 2 * cell_mm) / (math.pi / 6 * cell_mm**3))
+    extent = np.array([edge_mm, edge_mm, depth_mm]) + 2 * cell_mm
+    centres = rng.uniform(0, 1, (3 * count, 3)) * extent - cell_mm
+    kept = np.ones(len(centres), dtype=bool)
+    for a, b in sorted(cKDTree(centres).query_pairs(0.6 * cell_mm)):
+        kept[b] &= not kept[a]
+    centres = centres[kept][:count]
+    tree, x = cKDTree(centres), np.arange(step_mm / 2, edge_mm, step_mm)
+    grid_x, grid_y = np.meshgrid(x, x)
+    planes, gaps = [], []
+    for z in np.arange(step_mm / 2, depth_mm, step_mm):
+        points = np.stack([grid_x.ravel(), grid_y.ravel(), np.full(grid_x.size, z)], axis=1)
+        distance, index = tree.query(points, 2)
+        between = np.linalg.norm(centres[index[:, 1]] - centres[index[:, 0]], axis=1)
+        gaps.append(((distance[:, 1] ** 2 - distance[:, 0] ** 2) / (2 * between)).reshape(grid_x.shape))
+    half_mm = float(np.quantile(np.stack(gaps), 0.11))  # walls that fill 11 % of the lung: -1000 + 0.11 x 1050 HU
+    for gap in gaps:
+        tissue = np.clip((half_mm - gap) / step_mm + 0.5, 0, 1)
+        planes.append(-1000 + 1050 * tissue[: 20 * 6, : 20 * 6].reshape(20, 6, 20, 6).mean(axis=(1, 3)))
+    slabs = [np.mean(planes[n : n + 19], axis=0).std() for n in range(0, len(planes) - 18, 19)]
+    low, high = ALVEOLAR_CONTRAST_HU
+    assert low <= float(np.mean(slabs)) <= high
 
 
 def test_making_a_specimen_leaves_the_global_random_state_alone():
