@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from CTMicroSRLib.acquisition import estimate_acquisition
-from CTMicroSRLib.edge_windows import area_nodes
+from CTMicroSRLib.acquisition.edge_windows import area_nodes
 from CTMicroSRLib.errors import CancelledError, UsageError
 from CTMicroSRLib.volume import Geometry, Volume
 

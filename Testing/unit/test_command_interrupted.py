@@ -179,7 +179,7 @@ def test_a_signal_that_another_library_would_swallow_still_ends_the_run(
 def test_an_uncertainty_does_not_stay_when_its_result_fails_to(
     ctmicrosr, command_model, long_scan, tmp_path, monkeypatch
 ):
-    from CTMicroSRLib.writers import VolumeWriter
+    from CTMicroSRLib.files.writers import VolumeWriter
 
     commit = VolumeWriter.commit
 

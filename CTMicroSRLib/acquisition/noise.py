@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from CTMicroSRLib.edge_windows import Floats, Spacing, as_hu, binomial_smooth, evenly_spaced_slices
-from CTMicroSRLib.log_mode import log_mode
+from CTMicroSRLib.acquisition.edge_windows import Floats, Spacing, as_hu, binomial_smooth, evenly_spaced_slices
+from CTMicroSRLib.acquisition.log_mode import log_mode
 from CTMicroSRLib.progress import Progress, check_cancelled
 from CTMicroSRLib.volume import AIR_HU
 

@@ -10,8 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from CTMicroSRLib.progress import Progress, check_cancelled
-from CTMicroSRLib.working_grid import (
+from CTMicroSRLib.lungs.working_grid import (
     BoolArray,
     WorkingGrid,
     components,
@@ -20,6 +19,7 @@ from CTMicroSRLib.working_grid import (
     grow_below,
     to_image,
 )
+from CTMicroSRLib.progress import Progress, check_cancelled
 
 _log = logging.getLogger(__name__)
 

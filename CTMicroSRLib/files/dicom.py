@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from CTMicroSRLib.errors import RefusedInputError, UsageError
-from CTMicroSRLib.itk_io import check_memory, copy_as_hu, read_image, read_information
+from CTMicroSRLib.files.itk_io import check_memory, copy_as_hu, read_image, read_information
 from CTMicroSRLib.volume import Geometry, Vector, Volume
 
 logger = logging.getLogger(__name__)

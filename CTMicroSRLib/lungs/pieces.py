@@ -10,8 +10,8 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from CTMicroSRLib.surroundings import Surroundings
-from CTMicroSRLib.working_grid import BoolArray, WorkingGrid, at_least_one, components, dilate, erode
+from CTMicroSRLib.lungs.surroundings import Surroundings
+from CTMicroSRLib.lungs.working_grid import BoolArray, WorkingGrid, at_least_one, components, dilate, erode
 
 _log = logging.getLogger(__name__)
 

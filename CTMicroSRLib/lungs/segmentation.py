@@ -9,14 +9,12 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from CTMicroSRLib.airways import Airways, find_airways
 from CTMicroSRLib.errors import RefusedInputError, UsageError
-from CTMicroSRLib.lung_filling import close_and_fill, left_and_right
-from CTMicroSRLib.lung_pieces import lung_pieces
-from CTMicroSRLib.progress import Progress, SilentProgress, check_cancelled
-from CTMicroSRLib.surroundings import look_around
-from CTMicroSRLib.volume import AIR_HU, Region, Volume
-from CTMicroSRLib.working_grid import (
+from CTMicroSRLib.lungs.airways import Airways, find_airways
+from CTMicroSRLib.lungs.filling import close_and_fill, left_and_right
+from CTMicroSRLib.lungs.pieces import lung_pieces
+from CTMicroSRLib.lungs.surroundings import look_around
+from CTMicroSRLib.lungs.working_grid import (
     BoolArray,
     WorkingGrid,
     anatomical_view,
@@ -25,6 +23,8 @@ from CTMicroSRLib.working_grid import (
     dilate,
     make_working_grid,
 )
+from CTMicroSRLib.progress import Progress, SilentProgress, check_cancelled
+from CTMicroSRLib.volume import AIR_HU, Region, Volume
 
 NO_LUNG = (
     "No lung found in this scan; check that it is a chest CT in Hounsfield units, choose --region, or give --mask."

@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from CTMicroSRLib.edge_windows import EdgeWindows, Floats, Spacing, WindowSettings, read_edge_windows
-from CTMicroSRLib.log_mode import log_mode
+from CTMicroSRLib.acquisition.edge_windows import EdgeWindows, Floats, Spacing, WindowSettings, read_edge_windows
+from CTMicroSRLib.acquisition.log_mode import log_mode
 from CTMicroSRLib.progress import Progress, check_cancelled
 
 FWHM_PER_SIGMA = math.sqrt(8.0 * math.log(2.0))

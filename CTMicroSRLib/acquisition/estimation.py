@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from CTMicroSRLib.edge_spread import EdgeSpread, measure_edge_spread
+from CTMicroSRLib.acquisition.edge_spread import EdgeSpread, measure_edge_spread
+from CTMicroSRLib.acquisition.noise import Noise, noise_of_windows, read_noise_windows
 from CTMicroSRLib.errors import UsageError
-from CTMicroSRLib.noise import Noise, noise_of_windows, read_noise_windows
 from CTMicroSRLib.progress import Progress, SilentProgress
 from CTMicroSRLib.volume import Volume
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from CTMicroSRLib.lungs.working_grid import BoolArray, WorkingGrid, components, dilate, erode
 from CTMicroSRLib.volume import AIR_HU
-from CTMicroSRLib.working_grid import BoolArray, WorkingGrid, components, dilate, erode
 
 _OUTSIDE_HU = -950
 _OUTSIDE_SMALLEST_SHARE = 0.005

@@ -10,11 +10,11 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from CTMicroSRLib import dicom
-from CTMicroSRLib.completeness import check_packed_stream, check_raw_length
 from CTMicroSRLib.errors import RefusedInputError, UsageError
-from CTMicroSRLib.headers import stored_voxels
-from CTMicroSRLib.itk_io import (
+from CTMicroSRLib.files import dicom
+from CTMicroSRLib.files.completeness import check_packed_stream, check_raw_length
+from CTMicroSRLib.files.headers import stored_voxels
+from CTMicroSRLib.files.itk_io import (
     METAIMAGE_MODALITY_PREFIX,
     ImageInformation,
     check_memory,
@@ -24,18 +24,6 @@ from CTMicroSRLib.itk_io import (
     read_information,
 )
 from CTMicroSRLib.volume import Geometry, Volume
-from CTMicroSRLib.writers import VolumeWriter, check_writable, write_volume
-
-__all__ = [
-    "VolumeWriter",
-    "check_is_ct",
-    "check_writable",
-    "read_any_volume",
-    "read_mask",
-    "read_volume",
-    "write_volume",
-]
-
 
 FINEST_SPACING_MM = 0.2
 """In-plane spacing below which a scan is no clinical CT and there is nothing to add at 8x."""

@@ -22,7 +22,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from CTMicroSRLib.errors import CTMicroSRError, ResourceError, UsageError
-from CTMicroSRLib.itk_io import METAIMAGE_MODALITY_PREFIX, plain_text, quiet_itk
+from CTMicroSRLib.files.itk_io import METAIMAGE_MODALITY_PREFIX, plain_text, quiet_itk
 from CTMicroSRLib.volume import Geometry, Volume
 
 SUFFIXES = (".nrrd", ".nii.gz", ".nii", ".mha")

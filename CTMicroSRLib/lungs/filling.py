@@ -7,7 +7,7 @@ import math
 import numpy as np
 import SimpleITK as sitk
 
-from CTMicroSRLib.working_grid import (
+from CTMicroSRLib.lungs.working_grid import (
     BoolArray,
     WorkingGrid,
     bounding_box,
