@@ -43,6 +43,7 @@ benchmark: $(VENV)/.benchmark
 	$(BIN)/python Testing/benchmarks/speed.py benchmark-output
 
 tables: $(VENV)/.test
+	mkdir -p benchmark-output
 	$(BIN)/ctmicrosr evaluate compact-8x --cases 24 --output benchmark-output/simulated.md --overwrite
 
 clean:

@@ -223,6 +223,8 @@ def _add_train(subparsers: Subparsers) -> None:
     parser.add_argument("--specimens", type=int, help="simulated specimens (default: those of the shipped model)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--loss", choices=("l1", "l2"), default="l1")
+    parser.add_argument("--stop-at", type=int, metavar="STEP", help="stop early, on the schedule of --steps")
     parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
 
 

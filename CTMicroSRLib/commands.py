@@ -236,7 +236,11 @@ def train(options: Namespace) -> None:
         )
     if options.specimens is not None:
         settings = replace(settings, pairs=replace(settings.pairs, specimens=options.specimens))
+    settings = replace(settings, loss=options.loss, stop_at=options.stop_at)
     train_supervised(options.output, settings, resume=options.resume)
+    if settings.stop_at is not None:
+        _say(f"{options.output}: stopped at step {settings.stop_at}; go on with --resume")
+        return
     folder = export_run(options.output, settings)
     _say(f"{folder}: a model folder for --model")
 

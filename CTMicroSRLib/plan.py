@@ -73,8 +73,9 @@ class Plan:
 
     def slice_plans(self) -> Iterator[tuple[int, SlicePlan]]:
         """Every slice of the region with its plan."""
+        same = self.slice_plan(self.region.k[0]) if self.mask_kji is None else None
         for k in range(*self.region.k):
-            yield k, self.slice_plan(k)
+            yield k, same or self.slice_plan(k)
 
     def network_voxels(self) -> int:
         """Coarse voxels the network will run on, halos not counted."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from CTMicroSRLib import __version__
 from CTMicroSRLib.acquisition import Acquisition, estimate_acquisition
-from CTMicroSRLib.errors import ResourceError, UsageError
+from CTMicroSRLib.errors import RefusedInputError, ResourceError, UsageError
 from CTMicroSRLib.files import check_is_ct
 from CTMicroSRLib.lungs import segment_lungs
 from CTMicroSRLib.models import DEFAULT_MODEL
@@ -186,6 +186,11 @@ def prepare(volume: Volume, options: Options, mask: Bool | None, progress: Progr
         raise UsageError(
             f"The model {model.card.name} has no dropout to tell its uncertainty from; leave the uncertainty out or "
             "choose another model."
+        )
+    if min(volume.array_kji.shape[1:]) < model.network.smallest:
+        raise RefusedInputError(
+            f"The slices are smaller than the {model.network.smallest} voxels that {model.card.name} needs; give the "
+            "whole scan."
         )
     warnings = coarse_pixel_warnings(volume.geometry)
     if mask is None and options.region == "lungs":

@@ -31,7 +31,7 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Row:
-    """A method's means over the slices of all cases, and the cases' residual with the scanner in HU."""
+    """A method's means over the slices of all cases."""
 
     method: str
     psnr_db: float

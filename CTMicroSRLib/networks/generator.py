@@ -41,6 +41,7 @@ class Generator(nn.Module, ABC):
         whole_slice_only: True where a layer looks at the whole image (instance norm), so that tiles
             can't be exact and the engine runs whole slices.
         planes: constant planes that follow the image in a tile.
+        smallest: rows and columns an image must have at least.
         dropout_channels: number of channels at each dropout layer.
         dropout_rate: their probability of being dropped.
     """
@@ -48,6 +49,7 @@ class Generator(nn.Module, ABC):
     scale: int
     halo: int
     whole_slice_only: bool = False
+    smallest: int = 1
     planes: int = 0
     dropout_channels: tuple[int, ...] = ()
     dropout_rate: float = 0.0

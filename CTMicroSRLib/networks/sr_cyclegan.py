@@ -140,6 +140,7 @@ class ClinicalToMicroGenerator(Generator):
         super().__init__()
         if not 0 <= dropout_blocks <= blocks:
             raise ValueError(f"dropout_blocks is {dropout_blocks} of {blocks}")
+        self.smallest = 4  # reflecting three voxels needs four
         self.scale = 2**doublings
         self.whole_slice_only = norm == "instance"
         self.dropout_rate = dropout_rate

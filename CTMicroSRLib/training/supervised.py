@@ -50,6 +50,7 @@ class TrainingSettings:
     parameters: dict[str, object] = field(default_factory=lambda: {"planes": len(PLANES)})
     pairs: PairSettings = field(default_factory=PairSettings)
     steps: int = 9_000
+    stop_at: int | None = None
     loss: Literal["l1", "l2"] = "l1"
     batch: int = 8
     learning_rate: float = 1e-3
@@ -91,11 +92,12 @@ def train(run: Path, settings: TrainingSettings, *, pairs_folder: Path | None = 
     average.load_state_dict(network.state_dict())
     optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     first = _resume(run, network, average, optimiser) if resume else 0
+    last = min(settings.steps, settings.stop_at or settings.steps)
     log = (run / "log.jsonl").open("a" if resume else "w")
     started = time.monotonic()
     losses: list[float] = []
     batches = training_batches(pairs, settings, first)
-    for step in tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc="training"):
+    for step in tqdm(range(first, last), initial=first, total=settings.steps, desc="training"):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, settings)
         batch = next(batches)
@@ -109,7 +111,7 @@ def train(run: Path, settings: TrainingSettings, *, pairs_folder: Path | None = 
         optimiser.step()
         _average(average, network, min(settings.average_decay, (1 + step) / (10 + step)))
         losses.append(loss.item())
-        if (step + 1) % settings.checkpoint_steps == 0 or step + 1 == settings.steps:
+        if (step + 1) % settings.checkpoint_steps == 0 or step + 1 == last:
             record = {
                 "step": step + 1,
                 "loss": float(np.mean(losses)),
