@@ -57,9 +57,16 @@ def fade_weights(mask_ji: Bool) -> Float32:
 
     Depends on the mask alone, not on the cells, so that the join follows the anatomy.
     """
+    weights = np.zeros(mask_ji.shape, dtype=np.float32)
+    used = [np.flatnonzero(mask_ji.any(axis=axis)) for axis in (1, 0)]
+    if not len(used[0]):
+        return weights
+    margin = GROWN_VOXELS + 2 * FADE_VOXELS
+    part = tuple(slice(max(0, int(at[0]) - margin), int(at[-1]) + 1 + margin) for at in used)
     reach = FADE_VOXELS // 2
-    grown = _dilate(mask_ji, GROWN_VOXELS + FADE_VOXELS // 2)
-    return _box_mean(_box_mean(grown.astype(np.float32), reach // 2), reach - reach // 2)
+    grown = _dilate(mask_ji[part], GROWN_VOXELS + FADE_VOXELS // 2)
+    weights[part] = _box_mean(_box_mean(grown.astype(np.float32), reach // 2), reach - reach // 2)
+    return weights
 
 
 def needed_cells(weights_ji: Float32) -> Bool:
@@ -168,26 +175,28 @@ def _rectangle(box: _Box, shape_ji: tuple[int, int]) -> Rectangle:
 
 def _dilate(mask: Bool, reach: int) -> Bool:
     """Dilation by a square of half-width ``reach``."""
-    return _box_sum(mask.astype(np.float32), reach) > 0.5
+    return _running_or(_running_or(np.pad(mask, reach), reach, 0), reach, 1)
+
+
+def _running_or(mask: Bool, reach: int, axis: int) -> Bool:
+    """Any of ``2 * reach + 1`` neighbours along an axis, by windows that double in width."""
+    moved = np.moveaxis(mask, axis, 0)
+    width, wanted = 1, 2 * reach + 1
+    while width < wanted:
+        step = min(width, wanted - width)
+        moved = moved[:-step] | moved[step:]
+        width += step
+    return np.moveaxis(moved, 0, axis)
 
 
 def _box_mean(image: Float32, reach: int) -> Float32:
     """Mean over a square; outside the image the edge goes on."""
-    padded = np.pad(image, reach, mode="edge")
-    size = 2 * reach + 1
-    result = _window_sums(_window_sums(padded, size, 0), size, 1) / np.float32(size * size)
-    return np.asarray(np.round(result, 6), dtype=np.float32)
-
-
-def _box_sum(image: Float32, reach: int) -> Float32:
-    size = 2 * reach + 1
-    return _window_sums(_window_sums(np.pad(image, reach), size, 0), size, 1)
-
-
-def _window_sums(image: Float32, size: int, axis: int) -> Float32:
-    """Sums of ``size`` neighbours along an axis, in float64 so that whole numbers stay whole."""
-    total = np.cumsum(image, axis=axis, dtype=np.float64)
-    total = np.insert(total, 0, 0.0, axis=axis)
-    upper = np.take(total, np.arange(size, total.shape[axis]), axis=axis)
-    lower = np.take(total, np.arange(0, total.shape[axis] - size), axis=axis)
-    return np.asarray(upper - lower, dtype=np.float32)
+    for axis in (0, 1):
+        padding = [(reach, reach) if axis == a else (0, 0) for a in range(image.ndim)]
+        moved = np.moveaxis(np.pad(image, padding, mode="edge"), axis, 0)
+        size = len(moved) - 2 * reach
+        total = moved[:size].copy()
+        for shift in range(1, 2 * reach + 1):
+            total += moved[shift : shift + size]
+        image = np.moveaxis(total / np.float32(2 * reach + 1), 0, axis)
+    return image
