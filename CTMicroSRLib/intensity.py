@@ -43,4 +43,4 @@ class IntensityWindow:
 
     def to_hu(self, normalised: Array) -> Array:
         """Map normalised intensities back to HU, without clipping."""
-        return (normalised + 1.0) * self.hu_per_unit + self.low_hu
+        return normalised * self.hu_per_unit + (self.hu_per_unit + self.low_hu)

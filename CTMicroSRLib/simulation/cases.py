@@ -45,7 +45,7 @@ class CaseSettings:
         scanner = self.scanner
         if not scanner.slice_thickness_mm <= self.depth_mm <= 100.0:
             raise UsageError(
-                f"A slice of {self.slice_mm} mm does not fit into a specimen {self.depth_mm} mm deep (at most 100 mm)."
+                f"A slice of {self.slice_mm} mm is thicker than the specimen, {self.depth_mm} mm, or that is over 100 mm; change one."
             )
 
     @property

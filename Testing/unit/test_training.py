@@ -240,7 +240,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
 
     monkeypatch.setattr(supervised, "make_batch", poisoned)
     if where == "gradient":  # finite, but the slope of a square root at 0 is not
-        monkeypatch.setattr(supervised.functional, "l1_loss", steep)
+        monkeypatch.setitem(supervised.LOSSES, "l1", steep)
     with pytest.raises(ModelError, match=f"{where} stopped being finite at step 6"):
         trained(tmp_path, SETTINGS, pairs_folder)
     kept = load_file(tmp_path / "checkpoint.safetensors")
