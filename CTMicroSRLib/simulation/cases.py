@@ -45,7 +45,8 @@ class CaseSettings:
         scanner = self.scanner
         if not scanner.slice_thickness_mm <= self.depth_mm <= 100.0:
             raise UsageError(
-                f"A slice of {self.slice_mm} mm is thicker than the specimen, {self.depth_mm} mm, or that is over 100 mm; change one."
+                f"A slice of {self.slice_mm} mm is thicker than the specimen ({self.depth_mm} mm, at most 100); "
+                "change one."
             )
 
     @property
