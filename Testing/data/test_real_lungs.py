@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -115,13 +114,6 @@ def test_a_slice_by_itself_gives_its_part_of_the_lungs(whole, whole_mask, k):
     region = Region((0, 512), (0, 512), (k, k + 1))
     found = segment_lungs(whole.crop(region)).array_kji
     assert dice(found, whole_mask.array_kji[region.slices_kji]) > 0.98
-
-
-def test_a_whole_chest_takes_seconds(whole):
-    start = time.process_time()
-    segment_lungs(whole)
-    # Of processor time, so that what else runs on the machine matters less.
-    assert time.process_time() - start < 15.0
 
 
 def test_lung_bases_cut_off_by_the_field_of_view(real_data):

@@ -17,7 +17,8 @@ import SimpleITK as sitk
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 
-ANSWER_SECONDS = 5.0
+# A second is promised; a test machine may be busy with something else.
+ANSWER_SECONDS = 15.0
 """A second is promised; a machine that others load takes longer."""
 
 CANCELLED = 130
