@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from CTMicroSRLib.figure import draw_result
-from CTMicroSRLib.files import read_volume, write_volume
+from CTMicroSRLib.files import read_any_volume, read_volume, write_volume
 from CTMicroSRLib.jobs import Job, run_job
 from CTMicroSRLib.report import Report
 from CTMicroSRLib.simulation.cases import CaseSettings, make_case
@@ -79,7 +79,7 @@ def simulated_scan(folder: Path) -> tuple[Files, Report]:
     report = run_job(job, make_progress("auto"))
     scan = read_volume(scan_path)
     draw_result(out.figure, scan, Region.whole(scan.geometry.size_ijk), out.result, out.uncertainty, truth=case.truth)
-    error = read_volume(out.result).array_kji.astype(np.float64) - case.truth.array_kji
+    error = read_any_volume(out.result).array_kji.astype(np.float64) - case.truth.array_kji
     logger.info("specimen: root-mean-square error %.1f HU against the truth", np.sqrt(np.mean(error**2)))
     return out, report
 
