@@ -1,7 +1,7 @@
 # Each target sets up everything it needs in .venv; nothing else on the machine is changed.
 #   make demo        super-resolve a real chest CT and a simulated specimen, and show them
 #   make test        style, types and all tests
-#   make benchmark   speed beside the papers' own loop and MONAI (about 15 minutes)
+#   make benchmark   speed beside the papers' own loop and MONAI (about 20 minutes)
 #   make tables      the model's numbers on simulated truth
 # Another torch build (CUDA, say):  make TORCH='torch --index-url URL' demo
 
