@@ -17,7 +17,7 @@ PROBE_VOXELS = 96
 FINE_SLICE_COPIES = 4
 """Float32 images of a fine slice that are alive at once: result, scan, tile, rounded."""
 TRUNK_BYTES_PER_VOXEL = 2_500
-"""Memory of the network's features by coarse voxel of a tile (measured on both architectures)."""
+"""Memory of the network's features by coarse voxel of a tile: an estimate from their channels, on the safe side."""
 BASE_BYTES = 450_000_000
 """The interpreter with its libraries."""
 
