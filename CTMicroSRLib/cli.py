@@ -203,15 +203,45 @@ def _add_models(subparsers: Subparsers) -> None:
 
 
 def _add_simulate(subparsers: Subparsers) -> None:
-    parser = _command(subparsers, "simulate", "make simulated specimens and their clinical CT", commands.simulate)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=1, metavar="N")
-    parser.add_argument("--seed", type=int, default=0, metavar="S")
-    parser.add_argument("--pixel-mm", type=float, default=0.625, help="clinical pixel (0.625)")
-    parser.add_argument("--psf-fwhm-mm", type=float, default=1.0, help="in-plane point spread (1.0)")
-    parser.add_argument("--slice-mm", type=float, default=1.0, help="slice thickness and spacing (1.0)")
-    parser.add_argument("--noise-hu", type=float, default=15.0, help="noise (15)")
-    parser.add_argument("--size-voxels", type=int, default=64, metavar="N", help="clinical pixels along an edge (64)")
+    parser = _command(
+        subparsers,
+        "simulate",
+        "make simulated specimens, their clinical CT, micro-CT, labels and description",
+        commands.simulate,
+    )
+    parser.add_argument("folder", type=Path, help="where to write; manifest.json in it lists all files and settings")
+    parser.add_argument("--verify", action="store_true", help="compare the folder's files with its manifest instead")
+    parser.add_argument(
+        "--set", metavar="NAME", help="the cases of a set: training-1, validation-1, test-1 or shifted-1"
+    )
+    parser.add_argument("--count", type=int, metavar="N", help="number of cases (1; of a set, all of it)")
+    parser.add_argument("--arrays", action="store_true", help="also write .npy arrays, which can be memory-mapped")
+    own = parser.add_argument_group("cases of your own", "instead of --set")
+    own.add_argument("--seed", type=int, metavar="S", help="seed of the first case; the others count up (0)")
+    own.add_argument("--pixel-mm", type=float, metavar="X", help="clinical pixel, 8 voxels of the truth (0.625)")
+    own.add_argument("--psf-fwhm-mm", type=float, metavar="X", help="width of the Gaussian in-plane blur (1.0)")
+    own.add_argument(
+        "--kernel",
+        metavar="NAME",
+        help="instead of the Gaussian: smooth, soft, standard, body, medium, detail or bone",
+    )
+    own.add_argument("--slice-mm", type=float, metavar="X", help="slice thickness, 0.5 to 5 (1.0)")
+    own.add_argument("--slice-spacing-mm", type=float, metavar="X", help="distance of the slices (the thickness)")
+    own.add_argument("--noise-hu", type=float, metavar="X", help="noise's standard deviation (15)")
+    own.add_argument("--size-voxels", type=int, metavar="N", help="clinical pixels along an edge, 8 to 256 (64)")
+    own.add_argument("--depth-mm", type=float, metavar="X", help="extent of the slices together, up to 100 (8)")
+    own.add_argument(
+        "--disease",
+        metavar="NAME",
+        help="usual (some specimens have some), healthy, or diseased: nodules, emphysema, ground glass, thick walls",
+    )
+    own.add_argument(
+        "--without",
+        action="append",
+        metavar="STRUCTURE",
+        help="leave out airways, arteries, veins, septa, texture, emphysema, ground-glass, fissure, nodules or wall, "
+        "all else being the same; may be given again",
+    )
     _add_progress(parser)
 
 
@@ -224,6 +254,8 @@ def _add_train(subparsers: Subparsers) -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--loss", choices=("l1", "l2"), default="l1")
+    parser.add_argument("--learning-rate", type=float, metavar="X", help="highest rate (default: the shipped model's)")
+    parser.add_argument("--initial", type=Path, metavar="FILE", help="weights (.safetensors) to start from")
     parser.add_argument("--stop-at", type=int, metavar="STEP", help="stop early, on the schedule of --steps")
     parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
 
@@ -232,9 +264,11 @@ def _add_evaluate(subparsers: Subparsers) -> None:
     parser = _command(subparsers, "evaluate", "measure a model on simulated truth", commands.evaluate)
     parser.add_argument("models", nargs="+", metavar="RUN_OR_MODEL")
     parser.add_argument("--protocol", choices=("simulated",), default="simulated")
-    parser.add_argument("--output", type=Path, required=True, metavar="TABLE", help="table to write (.json or .md)")
-    parser.add_argument("--cases", type=int, default=16, help="simulated specimens (16)")
-    parser.add_argument("--seed", type=int, default=9, help="their first seed's hundred thousands (9: the test set)")
+    parser.add_argument("--output", type=Path, required=True, metavar="TABLE", help="table: .md, .html, .csv or .json")
+    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="one case's crop through every method")
+    parser.add_argument("--set", default="test-1", metavar="NAME", help="named set of cases (test-1)")
+    parser.add_argument("--cases", type=int, metavar="N", help="only the set's first N cases")
+    parser.add_argument("--quick", action="store_true", help="image quality only, no other yardsticks")
     _add_progress(parser)
 
 

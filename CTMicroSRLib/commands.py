@@ -197,20 +197,40 @@ def models_remove(options: Namespace) -> None:
     _say(f"removed {models.remove_model(options.model)}")
 
 
+CASE_OPTIONS = (
+    "pixel_mm",
+    "psf_fwhm_mm",
+    "kernel",
+    "slice_mm",
+    "slice_spacing_mm",
+    "noise_hu",
+    "size_voxels",
+    "depth_mm",
+    "disease",
+    "without",
+)
+"""Options of ``ctmicrosr simulate`` that are settings of a case; None where they were not given."""
+
+
 def simulate(options: Namespace) -> None:
     """``ctmicrosr simulate``."""
-    from CTMicroSRLib.simulation.cases import CaseSettings, write_cases
+    from CTMicroSRLib.simulation.case_files import verify_cases, write_cases
 
-    settings = CaseSettings(
-        pixel_mm=options.pixel_mm,
-        psf_fwhm_mm=options.psf_fwhm_mm,
-        slice_mm=options.slice_mm,
-        noise_hu=options.noise_hu,
-        size_voxels=options.size_voxels,
-    )
+    given = [name for name in ("set", "count", "seed", *CASE_OPTIONS) if getattr(options, name) is not None]
+    if options.verify and (given or options.arrays or options.overwrite):
+        raise UsageError("The option --verify only looks at a folder; leave out those that say what to write.")
+    if options.verify:
+        with _progress(options) as progress:
+            count = verify_cases(options.folder, progress)
+        if isinstance(progress, JsonProgress):
+            progress.event("done", verified=count)
+            return
+        _say(f"{options.folder}: all {count} files are those of the manifest")
+        return
+    cases = _cases(options, given)
     with _progress(options) as progress:
         written = write_cases(
-            options.folder, options.count, options.seed, settings, overwrite=options.overwrite, progress=progress
+            options.folder, cases, arrays=options.arrays, overwrite=options.overwrite, progress=progress
         )
     if isinstance(progress, JsonProgress):
         progress.event("done", files=[str(path) for path in written])
@@ -219,14 +239,40 @@ def simulate(options: Namespace) -> None:
         _say(str(path))
 
 
+def _cases(options: Namespace, given: list[str]) -> Any:  # noqa: ANN401 - CaseSet, which needs a heavier import
+    """The cases that the options ask for: those of a set, or of one scanner with seeds that count up."""
+    from CTMicroSRLib.simulation.cases import CaseSettings
+    from CTMicroSRLib.simulation.sets import case_set, consecutive_cases
+
+    if options.set is not None:
+        cases = case_set(options.set)
+        fixed = next((name for name in given if name not in ("set", "count")), None)
+        if fixed is not None:
+            option = f"--{fixed.replace('_', '-')}"
+            raise UsageError(f"The set {options.set} fixes seeds, scanners and specimens; leave out {option}.")
+        return cases if options.count is None else cases.first(options.count)
+    if options.kernel is not None and options.psf_fwhm_mm is not None:
+        raise UsageError("A named kernel has its own blur; leave out --psf-fwhm-mm or --kernel.")
+    settings = {name: getattr(options, name) for name in CASE_OPTIONS if name in given}
+    if "without" in settings:
+        settings["without"] = tuple(name.replace("-", " ") for name in options.without)
+    count, seed = (default if value is None else value for value, default in ((options.count, 1), (options.seed, 0)))
+    return consecutive_cases(count, seed, CaseSettings(**settings))
+
+
 def train(options: Namespace) -> None:
     """``ctmicrosr train``."""
     import torch
 
+    from CTMicroSRLib.simulation.sets import HELD_OUT_SEEDS
     from CTMicroSRLib.training.export import export_run
     from CTMicroSRLib.training.supervised import TrainingSettings
     from CTMicroSRLib.training.supervised import train as train_supervised
 
+    if options.seed in HELD_OUT_SEEDS:
+        raise UsageError(
+            f"The seed {options.seed} makes specimens of the sets that models are judged on; take another."
+        )
     if options.threads:
         torch.set_num_threads(options.threads)
     settings = TrainingSettings(seed=options.seed)
@@ -237,29 +283,41 @@ def train(options: Namespace) -> None:
     if options.specimens is not None:
         settings = replace(settings, pairs=replace(settings.pairs, specimens=options.specimens))
     settings = replace(settings, loss=options.loss, stop_at=options.stop_at)
-    train_supervised(options.output, settings, resume=options.resume)
+    if options.learning_rate is not None:
+        settings = replace(settings, learning_rate=options.learning_rate)
+    train_supervised(options.output, settings, initial=options.initial, resume=options.resume)
     if settings.stop_at is not None:
         _say(f"{options.output}: stopped at step {settings.stop_at}; go on with --resume")
         return
-    folder = export_run(options.output, settings)
+    folder = export_run(options.output, settings, initial=options.initial)
     _say(f"{folder}: a model folder for --model")
 
 
 def evaluate(options: Namespace) -> None:
     """``ctmicrosr evaluate``."""
-    if options.output.suffix not in (".json", ".md"):
-        raise UsageError(f"A table can be .json or .md, not {options.output.suffix!r}; change the output's name.")
-    if not options.output.parent.is_dir():
-        raise UsageError(f"There is no folder {options.output.parent} to write the table to; create it first.")
-    if options.output.exists() and not options.overwrite:
-        raise UsageError(f"{options.output} exists already; choose another name or add --overwrite.")
-    from CTMicroSRLib.evaluation.simulated import evaluate_models
-    from CTMicroSRLib.evaluation.tables import write_table
+    from CTMicroSRLib.evaluation.tables import check_table_path, markdown, write_table
 
+    check_table_path(options.output)
+    if options.figure is not None and options.figure.suffix != ".png":
+        raise UsageError(f"A figure can be .png, not {options.figure.suffix!r}; change its name.")
+    for path in filter(None, (options.output, options.figure)):
+        if not path.parent.is_dir():
+            raise UsageError(f"There is no folder {path.parent} to write {path.name} to; create it first.")
+        if path.exists() and not options.overwrite:
+            raise UsageError(f"{path} exists already; choose another name or add --overwrite.")
+    from CTMicroSRLib.evaluation.simulated import evaluate_models
+    from CTMicroSRLib.simulation.sets import case_set
+
+    cases = case_set(options.set)
+    cases = cases if options.cases is None else cases.first(options.cases)
     with _progress(options) as progress:
-        table = evaluate_models(options.models, options.cases, options.seed, progress)
+        table, shown = evaluate_models(options.models, cases, progress, yardsticks=not options.quick)
     write_table(table, options.output)
-    _say(options.output.read_text(encoding="utf-8"))
+    if options.figure is not None:
+        from CTMicroSRLib.evaluation.crops_figure import draw_crops
+
+        draw_crops(shown, options.figure)
+    _say(markdown(table))
 
 
 def doctor(_options: Namespace) -> int:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import product
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from CTMicroSRLib.evaluation.interpolators import INTERPOLATORS, bicubic
 from CTMicroSRLib.evaluation.metrics import Quality, quality
+from CTMicroSRLib.evaluation.sparsification import Sparsification, sparsification
+from CTMicroSRLib.evaluation.yardsticks import Readings, Reference, prepare_reference, read_image, summarise
 from CTMicroSRLib.progress import Progress, check_cancelled
 from CTMicroSRLib.session import Model, load_model
-from CTMicroSRLib.simulation.cases import CaseSettings, make_case
-from CTMicroSRLib.simulation.scanner import PairedScan
+from CTMicroSRLib.simulation.cases import Case, CaseSettings, simulate_case
+from CTMicroSRLib.simulation.sets import CaseSet
 from CTMicroSRLib.superresolve import Options, Result, super_resolve
 
 MISJUDGED = 0.2
 """The point spread is also given this much too small and too large."""
-
-SLICES_PER_CASE = 3
 
 LEVELS = {0.80: 1.2816, 0.90: 1.6449, 0.95: 1.9600}
 """Two-sided coverage and its half-width in standard deviations."""
@@ -31,13 +31,10 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Row:
-    """A method's means over the slices of all cases."""
+    """A method's numbers: means over the slices of all cases, and its yardsticks where they were read."""
 
     method: str
-    psnr_db: float
-    ssim: float
-    ssim_lung_window: float
-    mae_hu: float
+    numbers: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -46,77 +43,86 @@ class Table:
 
     rows: list[Row]
     coverage: dict[str, dict[str, float]]
-    protocol: dict[str, object]
+    protocol: dict[str, Any]
 
 
-def scanner_settings(count: int) -> list[CaseSettings]:
-    """Scanner and protocol of each test case: fixed values between and beside those of training draws.
+@dataclass(frozen=True)
+class Shown:
+    """One case through every method, for the figure: slices (j, i) in HU."""
 
-    Blur, slice, pixel and noise run through their own lists at different paces, so that they mix.
-    """
-    blur_mm, slices_mm = (0.75, 0.95, 1.15, 1.45, 1.75), (0.75, 1.25, 2.5)
-    pixels_mm, noises_hu = (0.55, 0.68, 0.82), (6.0, 12.0, 20.0, 35.0)
-    mixed = list(product(blur_mm, slices_mm))
-    return [
-        CaseSettings(
-            psf_fwhm_mm=mixed[(7 * n) % len(mixed)][0],
-            slice_mm=mixed[(7 * n) % len(mixed)][1],
-            pixel_mm=pixels_mm[n % 3],
-            noise_hu=noises_hu[n % 4],
-            depth_mm=SLICES_PER_CASE * mixed[(7 * n) % len(mixed)][1],
-        )
-        for n in range(count)
-    ]
+    clinical_ji: Float32
+    truth_ji: Float32
+    images_ji: dict[str, Float32]
+    pixel_mm: float
 
 
-def evaluate_models(names: Sequence[str], cases: int, seed: int, progress: Progress) -> Table:
-    """Measure interpolators and models on ``cases`` specimens.
+@dataclass
+class _Found:
+    """What the cases gave so far, by method or model."""
+
+    qualities: dict[str, list[Quality]] = field(default_factory=dict)
+    readings: dict[str, list[Readings]] = field(default_factory=dict)
+    errors: dict[str, list[tuple[Float32, Float32]]] = field(default_factory=dict)
+    shown: Shown | None = None
+
+
+def evaluate_models(
+    names: Sequence[str], cases: CaseSet, progress: Progress, *, yardsticks: bool = True, show_case: int = 0
+) -> tuple[Table, Shown]:
+    """Measure interpolators and models on simulated cases.
 
     Args:
         names: installed models or model folders.
-        cases: number of specimens.
-        seed: specimens have the seeds ``seed * 100000`` and on (training used 100000, validation 700000).
+        cases: seeds and settings, for instance the set ``test-1``.
         progress: see :class:`Progress`.
+        yardsticks: also measure edges, airways, vessels, nodules, tissues and spectra, which takes as long again.
+        show_case: which case the figure shows.
+
+    Returns:
+        The table, and one case through every method.
     """
     models = [load_model(name, precision="fp32") for name in names]
-    found: dict[str, list[Quality]] = {}
-    errors: dict[str, list[tuple[Float32, Float32]]] = {}
-    for n, settings in enumerate(scanner_settings(cases)):
+    found = _Found()
+    for n, (seed, settings) in enumerate(cases.cases):
         check_cancelled(progress)
-        progress.update("evaluating", n, cases)
-        case = make_case(settings, seed * 100_000 + n)
-        for method, array in _interpolated(case, settings):
-            found.setdefault(method, []).extend(_qualities(array, case))
+        progress.update("evaluating", n, len(cases))
+        case = simulate_case(settings, seed, progress)
+        reference = prepare_reference(case) if yardsticks else None
+        images: dict[str, Float32] = {}
+        for method, image in _interpolated(case):
+            _note(found, method, image, case, reference)
+            images[method] = image
         for model in models:
-            for method, result in model_variants(model, case, settings):
-                found.setdefault(method, []).extend(_qualities(result.volume.array_kji, case))
+            for method, result in model_variants(model, case):
+                check_cancelled(progress)
+                misjudged = "point spread x" in method
+                image = np.asarray(result.volume.array_kji, dtype=np.float32)
+                _note(found, method, image, case, None if misjudged else reference)
                 if result.uncertainty is not None:
-                    errors.setdefault(model.card.name, []).append(_error_and_deviation(result, case))
-    progress.update("evaluating", cases, cases)
-    protocol = {
-        "cases": cases,
-        "seeds": [seed * 100_000, seed * 100_000 + cases],
-        "scanners": [asdict(settings) for settings in scanner_settings(cases)],
-        "machine": f"{platform.processor() or platform.machine()}, {platform.system()}",
-    }
-    rows = [_mean_row(method, values) for method, values in found.items()]
-    return Table(rows, {name: coverage(pairs) for name, pairs in errors.items()}, protocol)
+                    found.errors.setdefault(model.card.name, []).append(_error_and_deviation(result, case))
+                if not misjudged:
+                    images[method] = image
+        if n == min(show_case, len(cases) - 1):
+            found.shown = _shown(case, images)
+    progress.update("evaluating", len(cases), len(cases))
+    assert found.shown is not None  # a set has at least one case
+    return _table(found, cases), found.shown
 
 
-def model_variants(model: Model, case: PairedScan, settings: CaseSettings) -> Iterator[tuple[str, Result]]:
+def model_variants(model: Model, case: Case) -> Iterator[tuple[str, Result]]:
     """The model without consistency, with each kind, and with the point spread misjudged by 20 %."""
     known = Options(
         region="whole",
         model=model,
-        psf_fwhm_mm=settings.psf_fwhm_mm,
-        noise_hu=settings.noise_hu,
+        psf_fwhm_mm=case.settings.psf_fwhm_mm,
+        noise_hu=case.settings.image_noise_hu,
         consistency="off",
     )
     name = model.card.name
     yield f"{name}, consistency off", _resolve(case, known)
     yield f"{name}, scan (default)", _resolve(case, replace(known, consistency="scan", uncertainty=True))
     for factor in (1.0 - MISJUDGED, 1.0 + MISJUDGED):
-        wrong = replace(known, psf_fwhm_mm=settings.psf_fwhm_mm * factor)
+        wrong = replace(known, psf_fwhm_mm=case.settings.psf_fwhm_mm * factor)
         yield f"{name}, off, point spread x{factor:.1f}", _resolve(case, wrong)
         yield f"{name}, scan, point spread x{factor:.1f}", _resolve(case, replace(wrong, consistency="scan"))
     yield f"{name}, block", _resolve(case, replace(known, consistency="block"))
@@ -129,24 +135,13 @@ def coverage(pairs: Sequence[tuple[Float32, Float32]]) -> dict[str, float]:
     return {f"{level:.0%}": float(np.mean(error <= width * deviation)) for level, width in LEVELS.items()}
 
 
-def _resolve(case: PairedScan, options: Options) -> Result:
-    return super_resolve(case.clinical, **{key: getattr(options, key) for key in options.__dataclass_fields__})
-
-
-def _interpolated(case: PairedScan, settings: CaseSettings) -> Iterator[tuple[str, Float32]]:
-    coarse = np.asarray(case.clinical.array_kji, dtype=np.float32)
-    for name, interpolate in INTERPOLATORS.items():
-        yield name, np.stack([interpolate(plane, settings.scale) for plane in coarse])
-    yield "bicubic, scan", back_projected(coarse, settings)
-
-
 def back_projected(coarse_kji: Float32, settings: CaseSettings) -> Float32:
     """Bicubic interpolation made consistent with the scanner: what consistency alone gives."""
     import torch
 
     from CTMicroSRLib.consistency import ConsistencySettings, ScannerConsistency
 
-    scanner = ConsistencySettings("scan", settings.psf_fwhm_mm, settings.noise_hu)
+    scanner = ConsistencySettings("scan", settings.psf_fwhm_mm, settings.image_noise_hu)
     shape = (coarse_kji.shape[1], coarse_kji.shape[2])
     engine = ScannerConsistency(shape, settings.scale, (settings.pixel_mm,) * 2, scanner, torch.device("cpu"))
     planes = []
@@ -157,17 +152,65 @@ def back_projected(coarse_kji: Float32, settings: CaseSettings) -> Float32:
     return np.stack(planes)
 
 
-def _qualities(array: NDArray[np.generic], case: PairedScan) -> list[Quality]:
-    truth = np.asarray(case.truth.array_kji, dtype=np.float32)
-    return [quality(np.asarray(image, dtype=np.float32), plane) for image, plane in zip(array, truth, strict=True)]
+def _resolve(case: Case, options: Options) -> Result:
+    return super_resolve(case.scan.clinical, **{key: getattr(options, key) for key in options.__dataclass_fields__})
 
 
-def _error_and_deviation(result: Result, case: PairedScan) -> tuple[Float32, Float32]:
+def _interpolated(case: Case) -> Iterator[tuple[str, Float32]]:
+    coarse = np.asarray(case.scan.clinical.array_kji, dtype=np.float32)
+    for name, interpolate in INTERPOLATORS.items():
+        yield name, np.stack([interpolate(plane, case.settings.scale) for plane in coarse])
+    yield "bicubic, scan", back_projected(coarse, case.settings)
+
+
+def _note(found: _Found, method: str, image: Float32, case: Case, reference: Reference | None) -> None:
+    truth = np.asarray(case.scan.truth.array_kji, dtype=np.float32)
+    pairs = zip(image, truth, strict=True)
+    found.qualities.setdefault(method, []).extend(quality(plane, true_plane) for plane, true_plane in pairs)
+    if reference is not None:
+        found.readings.setdefault(method, []).append(read_image(image, reference))
+
+
+def _error_and_deviation(result: Result, case: Case) -> tuple[Float32, Float32]:
     assert result.uncertainty is not None
-    error = np.asarray(result.volume.array_kji, np.float32) - np.asarray(case.truth.array_kji, np.float32)
+    error = np.asarray(result.volume.array_kji, np.float32) - np.asarray(case.scan.truth.array_kji, np.float32)
     return error, np.asarray(result.uncertainty.array_kji, np.float32)
 
 
-def _mean_row(method: str, values: Sequence[Quality]) -> Row:
-    means = {key: float(np.mean([getattr(v, key) for v in values])) for key in Quality.__dataclass_fields__}
-    return Row(method, **means)
+def _shown(case: Case, images: dict[str, Float32]) -> Shown:
+    k = case.scan.truth.array_kji.shape[0] // 2
+    return Shown(
+        np.asarray(case.scan.clinical.array_kji[k], dtype=np.float32),
+        np.asarray(case.scan.truth.array_kji[k], dtype=np.float32),
+        {method: image[k] for method, image in images.items()},
+        case.settings.pixel_mm,
+    )
+
+
+def _table(found: _Found, cases: CaseSet) -> Table:
+    rows = []
+    for method, values in found.qualities.items():
+        numbers = {key: float(np.mean([getattr(v, key) for v in values])) for key in Quality.__dataclass_fields__}
+        if method in found.readings:
+            numbers |= summarise(found.readings[method])
+        rows.append(Row(method, numbers))
+    uncertainty = {name: coverage(pairs) | _ranking(pairs) for name, pairs in found.errors.items()}
+    protocol = {
+        "set": cases.name or "own cases",
+        "cases": len(cases),
+        "slices": len(next(iter(found.qualities.values()))),
+        "seeds": [cases.seeds[0], cases.seeds[-1]],
+        "set_sha256": cases.sha256,
+        "scanners": [asdict(settings) for _, settings in cases.cases],
+        "machine": f"{platform.processor() or platform.machine()}, {platform.system()}",
+    }
+    return Table(rows, uncertainty, protocol)
+
+
+def _ranking(pairs: Sequence[tuple[Float32, Float32]]) -> dict[str, float]:
+    """How well the uncertainty ranks the errors: 0 as well as the errors themselves, 1 as badly as chance."""
+    curves: list[Sparsification] = [sparsification(error, deviation) for error, deviation in pairs]
+    return {
+        "AUSE": float(np.mean([c.ause for c in curves])),
+        "AUSE of chance": float(np.mean([c.ause_random for c in curves])),
+    }

@@ -1,48 +1,165 @@
-"""Writing an evaluation's table."""
+"""Writing an evaluation's table: Markdown and HTML for people, CSV and JSON for programs."""
 
 from __future__ import annotations
 
+import csv
+import html
+import io
 import json
-from dataclasses import asdict
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from CTMicroSRLib.errors import UsageError
-from CTMicroSRLib.evaluation.simulated import Table
+from CTMicroSRLib.evaluation.simulated import Row, Table
 
-COLUMNS = {
+SUFFIXES = (".md", ".html", ".csv", ".json")
+
+Columns = Mapping[str, tuple[str, str]]
+
+QUALITY: Columns = {
     "psnr_db": ("PSNR dB", "{:.2f}"),
     "ssim": ("SSIM", "{:.4f}"),
     "ssim_lung_window": ("SSIM, lung window", "{:.4f}"),
     "mae_hu": ("mean error HU", "{:.1f}"),
+    "lung_psnr_db": ("PSNR dB in lung", "{:.2f}"),
+    "lung_ssim": ("SSIM in lung", "{:.4f}"),
 }
+STRUCTURES: Columns = {
+    "edge_rise_mm": ("vessel edge rise mm", "{:.2f}"),
+    "lumen_area_absolute_error": ("lumen area error", "{:.0%}"),
+    "wall_absolute_error_mm": ("wall error mm", "{:.2f}"),
+    "airways_measurable": ("airways measurable", "{:.0%}"),
+    "detected_vessel_0_0.5_mm": ("vessels < 0.5 mm found", "{:.0%}"),
+    "detected_vessel_0.5_1_mm": ("0.5-1 mm", "{:.0%}"),
+    "detected_airway_0.5_1_mm": ("airways 0.5-1 mm found", "{:.0%}"),
+    "detected_airway_1_2_mm": ("1-2 mm", "{:.0%}"),
+    "nodule_volume_absolute_error": ("nodule volume error", "{:.0%}"),
+}
+TRUST: Columns = {
+    "resolution_mm": ("resolution mm (FRC 0.5)", "{:.2f}"),
+    "fine_power_ratio": ("fine power, share of truth's", "{:.2f}"),
+    "grid_peak": ("8-voxel grid (1: none)", "{:.1f}"),
+    "false_structures_per_cm2": ("false structures per cm2", "{:.1f}"),
+    "bias_parenchyma_hu": ("bias HU: parenchyma", "{:+.0f}"),
+    "bias_airway_lumen_hu": ("lumen", "{:+.0f}"),
+    "bias_airway_wall_hu": ("wall", "{:+.0f}"),
+    "bias_artery_hu": ("artery", "{:+.0f}"),
+    "bias_vein_hu": ("vein", "{:+.0f}"),
+    "bias_nodule_hu": ("nodule", "{:+.0f}"),
+}
+PARTS: tuple[tuple[str, Columns], ...] = (
+    ("Image quality", QUALITY),
+    ("Structures against their description", STRUCTURES),
+    ("Spectra, false structures and bias by tissue", TRUST),
+)
+
+
+def check_table_path(path: Path) -> None:
+    """Refuse a table's name before anything is measured.
+
+    Raises:
+        UsageError: another suffix than :data:`SUFFIXES`.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"A table can be {', '.join(SUFFIXES)}, not {path.suffix!r}; change the output's name.")
 
 
 def write_table(table: Table, path: Path) -> None:
-    """Write ``.json`` (all) or ``.md`` (for people).
+    """Write ``.md`` or ``.html`` (for people), ``.csv`` (all numbers) or ``.json`` (all, with the protocol).
 
     Raises:
         UsageError: another suffix.
     """
-    if path.suffix == ".json":
-        path.write_text(json.dumps(asdict(table), indent=2) + "\n", encoding="utf-8")
-    elif path.suffix == ".md":
-        path.write_text(markdown(table), encoding="utf-8")
-    else:
-        raise UsageError(f"A table can be .json or .md, not {path.suffix!r}; change the output's name.")
+    check_table_path(path)
+    text = {".md": markdown, ".html": as_html, ".csv": as_csv, ".json": as_json}[path.suffix](table)
+    path.write_text(text, encoding="utf-8")
 
 
 def markdown(table: Table) -> str:
-    """The table as Markdown, with coverage and protocol in a line each."""
-    titles = ["method", *(title for title, _ in COLUMNS.values())]
-    lines = [_line(titles), _line(["---"] * len(titles))]
+    """The table as Markdown in parts, with coverage and protocol in a line each."""
+    lines: list[str] = []
+    for title, columns, rows in _parts(table):
+        titles = ["method", *(title for title, _ in columns.values())]
+        lines += [f"### {title}", "", _line(titles), _line(["---"] * len(titles))]
+        lines += [_line([row.method, *_cells(row, columns)]) for row in rows] + [""]
+    return "\n".join([*lines, *_notes(table)]) + "\n"
+
+
+def as_html(table: Table) -> str:
+    """The table as one HTML page."""
+    body: list[str] = []
+    for title, columns, rows in _parts(table):
+        heads = "".join(f"<th>{html.escape(t)}</th>" for t in ["method", *(t for t, _ in columns.values())])
+        body.append(f"<h2>{html.escape(title)}</h2><table><tr>{heads}</tr>")
+        for row in rows:
+            cells = "".join(f"<td>{html.escape(c)}</td>" for c in [row.method, *_cells(row, columns)])
+            body.append(f"<tr>{cells}</tr>")
+        body.append("</table>")
+    body += [f"<p>{html.escape(note)}</p>" for note in _notes(table)]
+    style = "body{font-family:sans-serif}td,th{padding:.2em .6em;text-align:right}td:first-child{text-align:left}"
+    head = f"<meta charset='utf-8'><title>CTMicroSR evaluation</title><style>{style}</style>"
+    return f"<!doctype html><html><head>{head}</head><body>{''.join(body)}</body></html>\n"
+
+
+def as_csv(table: Table) -> str:
+    """Every number of every method, empty where there is none."""
+    keys = list(dict.fromkeys(key for row in table.rows for key in row.numbers))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", *keys])
     for row in table.rows:
-        lines.append(_line([row.method, *(form.format(getattr(row, key)) for key, (_, form) in COLUMNS.items())]))
-    for name, levels in table.coverage.items():
-        shown = ", ".join(f"{level} interval {share:.1%}" for level, share in levels.items())
-        lines.append(f"\nCoverage of the uncertainty of {name}: {shown}.")
-    seeds = table.protocol["seeds"]
-    lines.append(f"\n{table.protocol['cases']} simulated specimens, seeds {seeds}; {table.protocol['machine']}.")
-    return "\n".join(lines) + "\n"
+        writer.writerow([row.method, *(row.numbers.get(key, "") for key in keys)])
+    return text.getvalue()
+
+
+def as_json(table: Table) -> str:
+    """All of the table; numbers that don't exist are null."""
+    return json.dumps(as_plain(table), indent=2) + "\n"
+
+
+def as_plain(table: Table) -> dict[str, Any]:
+    """The table as what JSON holds: a row's numbers beside its method, None for what does not exist."""
+    rows = [
+        {"method": row.method} | {key: value if math.isfinite(value) else None for key, value in row.numbers.items()}
+        for row in table.rows
+    ]
+    return {"rows": rows, "coverage": table.coverage, "protocol": table.protocol}
+
+
+def _parts(table: Table) -> list[tuple[str, Columns, list[Row]]]:
+    """The parts that some method has numbers for, with those methods."""
+    parts: list[tuple[str, Columns, list[Row]]] = []
+    for title, columns in PARTS:
+        rows = [row for row in table.rows if any(key in row.numbers for key in columns)]
+        shown = {key: column for key, column in columns.items() if any(key in row.numbers for row in rows)}
+        if rows:
+            parts.append((title, shown, rows))
+    return parts
+
+
+def _cells(row: Row, columns: Columns) -> list[str]:
+    values = ((row.numbers.get(key, math.nan), form) for key, (_, form) in columns.items())
+    return [form.format(value) if not math.isnan(value) else "" for value, form in values]
+
+
+def _notes(table: Table) -> list[str]:
+    notes = []
+    for name, numbers in table.coverage.items():
+        levels = ", ".join(f"{level} interval {share:.1%}" for level, share in numbers.items() if level.endswith("%"))
+        notes.append(f"Coverage of the uncertainty of {name}: {levels}.")
+        if "AUSE" in numbers:
+            notes[-1] += (
+                f" It ranks the errors with an AUSE of {numbers['AUSE']:.3f} (chance: {numbers['AUSE of chance']:.3f})."
+            )
+        notes.append("")
+    protocol = table.protocol
+    notes.append(
+        f"{protocol['cases']} simulated specimens of {protocol.get('set', 'own cases')}, seeds {protocol['seeds']}; "
+        f"{protocol['machine']}."
+    )
+    return notes
 
 
 def _line(cells: list[str]) -> str:

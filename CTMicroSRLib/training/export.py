@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from CTMicroSRLib.card import CARD_FILE, WEIGHTS_FILE, Calibration, ModelCard
-from CTMicroSRLib.evaluation.simulated import evaluate_models, scanner_settings
+from CTMicroSRLib.evaluation.simulated import evaluate_models
+from CTMicroSRLib.evaluation.tables import as_plain
 from CTMicroSRLib.models import sha256_of
 from CTMicroSRLib.networks import build_network
 from CTMicroSRLib.progress import SilentProgress
 from CTMicroSRLib.session import load_model
 from CTMicroSRLib.simulation.cases import make_case
+from CTMicroSRLib.simulation.sets import case_set
 from CTMicroSRLib.superresolve import super_resolve
 from CTMicroSRLib.training.supervised import CLINICAL_WINDOW, PLANES, TrainingSettings
 
-VALIDATION_SEED = 7
-VALIDATION_CASES = 12
-TEST_SEED = 9
-TEST_CASES = 24
+VALIDATION_SET = "validation-1"
+TEST_SET = "test-1"
 CALIBRATED_LEVEL = 0.90
 BINS = 24
 HALF_WIDTH = 1.6449
@@ -36,17 +36,24 @@ TRAINING_DATA = (
 Float32 = NDArray[np.float32]
 
 
-def export_run(run: Path, settings: TrainingSettings, name: str = "compact-8x") -> Path:
-    """Write ``run/NAME`` with card and weights, calibrated on validation cases and measured on test cases."""
+def export_run(run: Path, settings: TrainingSettings, name: str = "compact-8x", *, initial: Path | None = None) -> Path:
+    """Write ``run/NAME`` with card and weights, calibrated on validation cases and measured on test cases.
+
+    Args:
+        run: a finished run.
+        settings: what it was trained with.
+        name: the model's name.
+        initial: the weights that it started from, for the card.
+    """
     folder = run / name
     folder.mkdir(exist_ok=True)
     shutil.copyfile(run / "weights.safetensors", folder / WEIGHTS_FILE)
-    card = _card(folder, name, settings)
+    card = _card(folder, name, settings, initial)
     _write(folder, card)
     card = replace(card, calibration=calibrate(folder))
     _write(folder, card)
-    table = evaluate_models([str(folder)], TEST_CASES, TEST_SEED, SilentProgress())
-    card = replace(card, metrics={"protocol": "simulated", **asdict(table)})
+    table, _ = evaluate_models([str(folder)], case_set(TEST_SET), SilentProgress())
+    card = replace(card, metrics=as_plain(table))
     _write(folder, card)
     return folder
 
@@ -55,16 +62,15 @@ def calibrate(folder: Path) -> Calibration:
     """Fit scale and floor so that the 90 % interval holds in every bin of the passes' deviation."""
     model = load_model(folder, precision="fp32")
     errors, deviations = [], []
-    for n, settings in enumerate(scanner_settings(VALIDATION_CASES)):
-        shifted = replace(settings, psf_fwhm_mm=settings.psf_fwhm_mm * 1.07, noise_hu=settings.noise_hu * 1.15)
-        case = make_case(shifted, VALIDATION_SEED * 100_000 + n)
+    for seed, settings in case_set(VALIDATION_SET).cases:
+        case = make_case(settings, seed)
         result = super_resolve(
             case.clinical,
             region="whole",
             model=model,
             uncertainty=True,
-            psf_fwhm_mm=shifted.psf_fwhm_mm,
-            noise_hu=shifted.noise_hu,
+            psf_fwhm_mm=settings.psf_fwhm_mm,
+            noise_hu=settings.image_noise_hu,
         )
         assert result.uncertainty is not None
         errors.append(np.abs(np.asarray(result.volume.array_kji, np.float32) - case.truth.array_kji).ravel())
@@ -91,7 +97,7 @@ def fit_calibration(error: Float32, deviation: Float32) -> Calibration:
     return Calibration(scale=math.sqrt(max(float(scale), 0.0)), floor_hu=math.sqrt(max(float(floor), 0.0)))
 
 
-def _card(folder: Path, name: str, settings: TrainingSettings) -> ModelCard:
+def _card(folder: Path, name: str, settings: TrainingSettings, initial: Path | None) -> ModelCard:
     network = build_network(settings.architecture, settings.parameters)
     return ModelCard(
         name=name,
@@ -103,11 +109,18 @@ def _card(folder: Path, name: str, settings: TrainingSettings) -> ModelCard:
         window=CLINICAL_WINDOW,
         planes=PLANES,
         sha256=sha256_of(folder / WEIGHTS_FILE),
-        method="supervised on simulated pairs, L1",
+        method=f"supervised on simulated pairs, {settings.loss.upper()}",
         training_data=TRAINING_DATA,
         licence="Apache-2.0",
-        command=f"ctmicrosr train supervised --output RUN --steps {settings.steps} --seed {settings.seed}",
+        command=_command(settings, initial),
     )
+
+
+def _command(settings: TrainingSettings, initial: Path | None) -> str:
+    """The command that trains such a model again."""
+    text = f"ctmicrosr train supervised --output RUN --steps {settings.steps} --seed {settings.seed}"
+    text += f" --loss {settings.loss} --learning-rate {settings.learning_rate:g}"
+    return text if initial is None else f"{text} --initial {initial.name}"
 
 
 def _write(folder: Path, card: ModelCard) -> None:

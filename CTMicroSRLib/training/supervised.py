@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
@@ -24,7 +25,9 @@ from CTMicroSRLib.errors import ModelError
 from CTMicroSRLib.intensity import IntensityWindow
 from CTMicroSRLib.networks import build_network
 from CTMicroSRLib.networks.generator import Generator
-from CTMicroSRLib.simulation.scanner import ScannerSettings, coloured_noise
+from CTMicroSRLib.simulation.kernels import Kernel
+from CTMicroSRLib.simulation.noise import coloured_noise
+from CTMicroSRLib.simulation.scanner import ScannerSettings
 from CTMicroSRLib.training.pairs import Pairs, PairSettings, make_pairs
 
 logger = logging.getLogger(__name__)
@@ -71,22 +74,32 @@ class Batch:
     target: Tensor
 
 
-def train(run: Path, settings: TrainingSettings, *, pairs_folder: Path | None = None, resume: bool = False) -> Path:
+def train(
+    run: Path,
+    settings: TrainingSettings,
+    *,
+    pairs_folder: Path | None = None,
+    initial: Path | None = None,
+    resume: bool = False,
+) -> Path:
     """Train, with a checkpoint every ``checkpoint_steps``; returns the averaged weights' file.
 
-    The pairs are made in ``pairs_folder`` (default: inside the run), or opened where they are already.
+    The pairs are made in ``pairs_folder`` (default: inside the run), or opened where they are already. A new run starts
+    from the weights of ``initial`` (safetensors of the same architecture) where that is given.
 
     ``run`` receives ``settings.json``, ``log.jsonl``, ``checkpoint.safetensors`` (to resume from) and
     ``weights.safetensors`` (exponential average of the weights).
 
     Raises:
-        ModelError: the loss is no longer finite; the last good checkpoint stays.
+        ModelError: the loss is no longer finite (the last good checkpoint stays), or ``initial`` does not fit.
     """
     run.mkdir(parents=True, exist_ok=True)
     (run / "settings.json").write_text(json.dumps(asdict(settings), indent=2))
     pairs = make_pairs(pairs_folder or run / "pairs", settings.pairs)
     torch.manual_seed(settings.seed)
     network = build_network(settings.architecture, settings.parameters).train()
+    if initial is not None:
+        _load_initial(network, initial)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = build_network(settings.architecture, settings.parameters).eval()
     average.load_state_dict(network.state_dict())
@@ -147,10 +160,11 @@ def make_batch(pairs: Pairs, chosen: NDArray[np.int64], rng: np.random.Generator
     """Add noise to the chosen pairs, turn and mirror them, and attach the scan's blur and noise."""
     tiles, targets = [], []
     for n in chosen:
-        pixel_mm, psf_mm, _, _ = pairs.scanner[n].tolist()
+        pixel_mm, psf_mm, _, ratio = pairs.scanner[n].tolist()
         noise_hu = float(np.exp(rng.uniform(*np.log(settings.noise_hu))))
-        scanner = ScannerSettings(psf_fwhm_mm=psf_mm, noise_hu=noise_hu, scale=settings.pairs.scale)
-        noise = coloured_noise(rng, scanner, pixel_mm, pairs.truth[n].shape)
+        mtf50 = Kernel.gaussian(psf_mm).mtf50_per_mm
+        scanner = ScannerSettings(Kernel(mtf50, ratio * mtf50), noise_hu=noise_hu, scale=settings.pairs.scale)
+        noise = coloured_noise(rng, scanner, pixel_mm, pairs.clean[n].shape)
         coarse, fine = pairs.clean[n] + noise, np.asarray(pairs.truth[n], dtype=np.float32)
         turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
         coarse, fine = (_turn(image, turns, mirror) for image in (coarse, fine))
@@ -170,6 +184,16 @@ def network_input(coarse_hu: Tensor, psf_fwhm_voxels: float, noise_hu: float) ->
 def _turn(image: NDArray[np.float32], turns: int, mirror: bool) -> NDArray[np.float32]:
     turned = np.rot90(image, turns)
     return np.ascontiguousarray(turned[:, ::-1] if mirror else turned, dtype=np.float32)
+
+
+def _load_initial(network: Generator, path: Path) -> None:
+    try:
+        network.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"The weights {path} can't start this training ({cause}); give those of the same model."
+        ) from None
 
 
 @torch.no_grad()

@@ -207,7 +207,7 @@ def test_progress_json_is_a_stream_of_events_that_ends_with_the_report(ctmicrosr
 
 def test_segment_and_simulate_end_their_events_with_done_too(ctmicrosr, chest_scan, tmp_path):
     segment = ctmicrosr("segment", chest_scan, tmp_path / "mask.nrrd", "--progress", "json")
-    simulate = ctmicrosr("simulate", tmp_path / "s", "--size-voxels", "8", "--slice-mm", "8", "--progress", "json")
+    simulate = ctmicrosr("simulate", tmp_path / "s", "--size-voxels", "8", "--slice-mm", "4", "--progress", "json")
     for outcome in (segment, simulate):
         assert outcome.status == 0
         *progress, done = [json.loads(line) for line in outcome.stdout.splitlines()]
@@ -427,7 +427,10 @@ def test_simulate_writes_pairs_and_their_checksums_and_repeats_from_the_seed(ctm
     for name, seed in (("first", 4), ("again", 4), ("other", 6)):
         arguments = ("--count", "2", "--seed", seed, *SMALL_CASE)
         assert ctmicrosr("simulate", tmp_path / name, *arguments).status == 0
-    names = {f"case-{n:06}-{kind}.nrrd" for n in (4, 5) for kind in ("clinical", "truth")}
+    names = {
+        f"case-{n:06}-{kind}.nrrd" for n in (4, 5) for kind in ("clinical", "truth", "labels", "micro", "tissue-labels")
+    }
+    names |= {f"case-{n:06}-description.json" for n in (4, 5)}
     assert {f.name for f in (tmp_path / "first").iterdir()} == {*names, "manifest.json"}
     sums = read_json(tmp_path / "first" / "manifest.json")["sha256"]
     assert sums == {n: hashlib.sha256((tmp_path / "first" / n).read_bytes()).hexdigest() for n in names}
@@ -441,7 +444,7 @@ def test_simulate_writes_pairs_and_their_checksums_and_repeats_from_the_seed(ctm
 
 
 def test_a_simulated_scan_is_good_input(ctmicrosr, command_model, tmp_path):
-    assert ctmicrosr("simulate", tmp_path / "s", *SMALL_CASE).status == 0
+    assert ctmicrosr("simulate", tmp_path / "s", *SMALL_CASE, "--disease", "diseased").status == 0
     clinical = tmp_path / "s" / "case-000000-clinical.nrrd"
     arguments = ("--region", "whole", "--model", command_model)
     assert ctmicrosr("superres", clinical, tmp_path / "out.nrrd", *arguments, *GIVEN).status == 0

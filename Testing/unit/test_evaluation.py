@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from CTMicroSRLib.errors import CancelledError, UsageError
+from CTMicroSRLib.evaluation.crops_figure import busiest_crop, draw_crops
 from CTMicroSRLib.evaluation.interpolators import INTERPOLATORS
 from CTMicroSRLib.evaluation.metrics import PEAK_HU, psnr_db, quality, ssim
 from CTMicroSRLib.evaluation.simulated import (
@@ -20,12 +21,13 @@ from CTMicroSRLib.evaluation.simulated import (
     coverage,
     evaluate_models,
     model_variants,
-    scanner_settings,
 )
-from CTMicroSRLib.evaluation.tables import markdown, write_table
+from CTMicroSRLib.evaluation.tables import SUFFIXES, as_plain, markdown, write_table
+from CTMicroSRLib.evaluation.yardsticks import prepare_reference, read_image, summarise
 from CTMicroSRLib.progress import SilentProgress
 from CTMicroSRLib.session import load_model
-from CTMicroSRLib.simulation.cases import CaseSettings, make_case
+from CTMicroSRLib.simulation.cases import CaseSettings, make_case, simulate_case
+from CTMicroSRLib.simulation.sets import CaseSet
 from CTMicroSRLib.training.export import fit_calibration
 
 
@@ -158,25 +160,17 @@ def test_consistency_alone_sharpens_bicubic():
     assert psnr_db(sharper, truth) > psnr_db(smooth, truth)
 
 
-def test_the_protocols_scanners_are_fixed_differ_and_mix():
-    assert scanner_settings(24)[:8] == scanner_settings(8)
-    many = scanner_settings(24)
-    assert len({(s.psf_fwhm_mm, s.slice_mm, s.pixel_mm, s.noise_hu) for s in many}) == 24
-    for name, count in (("psf_fwhm_mm", 5), ("slice_mm", 3), ("pixel_mm", 3), ("noise_hu", 4)):
-        assert len({getattr(s, name) for s in many}) == count
+SMALL = CaseSettings(size_voxels=24, depth_mm=4.0, slice_mm=2.0, pixel_mm=0.7)
+ONE_CASE = CaseSet(None, 0, ((0, SMALL),))
 
 
-SMALL = CaseSettings(size_voxels=20, depth_mm=4.0, slice_mm=2.0, pixel_mm=0.7)
+@pytest.fixture(scope="module")
+def small_case():
+    return simulate_case(SMALL, 0)
 
 
-@pytest.fixture
-def small_protocol(monkeypatch):
-    monkeypatch.setattr("CTMicroSRLib.evaluation.simulated.scanner_settings", lambda count: [SMALL] * count)
-
-
-def test_a_models_variants_are_the_consistencies_and_the_misjudged_point_spreads(tiny_model):
-    case = make_case(SMALL, 0)
-    variants = dict(model_variants(load_model(tiny_model, precision="fp32"), case, SMALL))
+def test_a_models_variants_are_the_consistencies_and_the_misjudged_point_spreads(tiny_model, small_case):
+    variants = dict(model_variants(load_model(tiny_model, precision="fp32"), small_case))
     assert list(variants) == [
         "tiny, consistency off",
         "tiny, scan (default)",
@@ -194,50 +188,121 @@ def test_a_models_variants_are_the_consistencies_and_the_misjudged_point_spreads
             "off" if ", off" in name or "consistency off" in name else "block" if "block" in name else "scan"
         )
         assert (result.uncertainty is not None) == ("default" in name)
-        assert result.volume.array_kji.shape == case.truth.array_kji.shape
+        assert result.volume.array_kji.shape == small_case.scan.truth.array_kji.shape
 
 
-def test_a_table_has_every_method_and_names_what_it_was_measured_on(tiny_model, small_protocol, tmp_path):
-    table = evaluate_models([str(tiny_model)], 1, 0, SilentProgress())
+def test_a_table_has_every_method_and_names_what_it_was_measured_on(tiny_model, small_case, tmp_path):
+    table, shown = evaluate_models([str(tiny_model)], ONE_CASE, SilentProgress())
     methods = [row.method for row in table.rows]
     assert methods[:4] == ["bicubic", "B-spline", "Lanczos", "bicubic, scan"]
     assert len(methods) == 4 + 7
-    case = make_case(SMALL, 0)
-    bicubic = [INTERPOLATORS["bicubic"](np.asarray(plane, np.float32), 8) for plane in case.clinical.array_kji]
-    expected = np.mean([psnr_db(image, truth) for image, truth in zip(bicubic, case.truth.array_kji, strict=True)])
-    assert table.rows[0].psnr_db == pytest.approx(expected, abs=1e-3)
-    assert set(table.coverage["tiny"]) == {"80%", "90%", "95%"}
-    assert (table.protocol["cases"], table.protocol["seeds"]) == (1, [0, 1])
+    scan = small_case.scan
+    bicubic = [INTERPOLATORS["bicubic"](np.asarray(plane, np.float32), 8) for plane in scan.clinical.array_kji]
+    expected = np.mean([psnr_db(image, truth) for image, truth in zip(bicubic, scan.truth.array_kji, strict=True)])
+    assert table.rows[0].numbers["psnr_db"] == pytest.approx(expected, abs=1e-3)
+    assert set(table.coverage["tiny"]) >= {"80%", "90%", "95%"}
+    assert (table.protocol["cases"], table.protocol["seeds"]) == (1, [0, 0])
+    for row in table.rows:
+        assert ("edge_rise_mm" in row.numbers) == ("point spread x" not in row.method)
+    assert set(shown.images_ji) == {m for m in methods if "point spread x" not in m}
     write_table(table, tmp_path / "table.json")
-    assert json.loads((tmp_path / "table.json").read_text())["rows"][0]["method"] == "bicubic"
+    kept = json.loads((tmp_path / "table.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert kept["rows"][0]["method"] == "bicubic"
+    draw_crops(shown, tmp_path / "crops.png")
+    assert (tmp_path / "crops.png").stat().st_size > 10_000
 
 
-def test_an_evaluation_can_be_cancelled(tiny_model, small_protocol):
+def test_a_quick_evaluation_reads_image_quality_alone(tiny_model):
+    table, _ = evaluate_models([str(tiny_model)], ONE_CASE, SilentProgress(), yardsticks=False)
+    assert all(set(row.numbers) == {"psnr_db", "ssim", "ssim_lung_window", "mae_hu"} for row in table.rows)
+
+
+def test_the_truth_itself_passes_every_yardstick(small_case):
+    reference = prepare_reference(small_case)
+    numbers = summarise([read_image(small_case.scan.truth.array_kji, reference)])
+    assert numbers["lung_psnr_db"] == math.inf
+    assert numbers["lung_ssim"] == pytest.approx(1.0)
+    assert numbers["fine_power_ratio"] == pytest.approx(1.0)
+    assert numbers["false_structures_per_cm2"] == 0.0
+    biases = [value for key, value in numbers.items() if key.startswith("bias_")]
+    assert biases
+    assert set(biases) == {0.0}
+
+
+def test_a_blurred_truth_is_worse_by_every_yardstick_that_looks_at_detail(small_case):
+    from scipy import ndimage
+
+    reference, truth = prepare_reference(small_case), small_case.scan.truth.array_kji
+    sharp, blurred = (
+        summarise([read_image(image, reference)]) for image in (truth, ndimage.gaussian_filter(truth, (0, 5, 5)))
+    )
+    assert blurred["lung_psnr_db"] < sharp["lung_psnr_db"]
+    assert blurred["lung_ssim"] < 0.95
+    assert blurred["resolution_mm"] > sharp["resolution_mm"]
+    assert blurred["fine_power_ratio"] < 0.5
+
+
+def test_an_evaluation_can_be_cancelled(tiny_model):
     class Impatient(SilentProgress):
         def cancelled(self):
             return True
 
     with pytest.raises(CancelledError):
-        evaluate_models([str(tiny_model)], 1, 0, Impatient())
+        evaluate_models([str(tiny_model)], ONE_CASE, Impatient())
+
+
+def test_the_shown_crop_is_the_busiest_square_on_the_coarse_grid():
+    truth = np.full((160, 240), -900.0, np.float32)
+    truth[64:104, 120:160:4] = 0.0
+    rows, columns = busiest_crop(truth, 8, 5)
+    assert (rows, columns) == (slice(64, 104), slice(120, 160))
+    assert busiest_crop(truth[:16, :16], 8, 5) == (slice(0, 16), slice(0, 16))
 
 
 TABLE = Table(
-    [Row("bicubic", 26.125, 0.71234, 0.6, 40.0), Row("ours", math.inf, 1.0, 1.0, 0.0)],
-    {"ours": {"80%": 0.8123, "90%": 0.9}},
-    {"cases": 2, "seeds": [9, 11], "machine": "an abacus"},
+    [
+        Row(
+            "bicubic",
+            {"psnr_db": 26.125, "ssim": 0.71234, "edge_rise_mm": 1.234, "nodule_volume_absolute_error": math.nan},
+        ),
+        Row("ours & <co>", {"psnr_db": math.inf, "ssim": 1.0}),
+    ],
+    {"ours": {"80%": 0.8123, "90%": 0.9, "AUSE": 0.1, "AUSE of chance": 0.4}},
+    {"set": "test-1", "cases": 2, "seeds": [9, 11], "machine": "an abacus"},
 )
 
 
-def test_a_markdown_table_has_a_line_for_each_method(tmp_path):
+def test_a_markdown_table_has_a_line_for_each_method_in_each_part_that_it_has_numbers_for(tmp_path):
     write_table(TABLE, tmp_path / "table.md")
     lines = (tmp_path / "table.md").read_text().splitlines()
-    assert lines[0] == "| method | PSNR dB | SSIM | SSIM, lung window | mean error HU |"
-    assert lines[2] == "| bicubic | 26.12 | 0.7123 | 0.6000 | 40.0 |"
-    assert "80% interval 81.2%, 90% interval 90.0%" in markdown(TABLE)
-    assert lines[-1] == "2 simulated specimens, seeds [9, 11]; an abacus."
+    assert lines[2] == "| method | PSNR dB | SSIM |"
+    assert lines[4:6] == ["| bicubic | 26.12 | 0.7123 |", "| ours & <co> | inf | 1.0000 |"]
+    assert "| bicubic | 1.23 |  |" in lines
+    assert "80% interval 81.2%, 90% interval 90.0%. It ranks the errors with an AUSE of 0.100" in markdown(TABLE)
+    assert lines[-1] == "2 simulated specimens of test-1, seeds [9, 11]; an abacus."
+
+
+def test_the_other_formats_hold_the_same_numbers(tmp_path):
+    import csv
+    from html.parser import HTMLParser
+
+    for suffix in SUFFIXES:
+        write_table(TABLE, tmp_path / f"table{suffix}")
+    with (tmp_path / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert (rows[0]["method"], float(rows[0]["psnr_db"]), rows[1]["edge_rise_mm"]) == ("bicubic", 26.125, "")
+    kept = json.loads((tmp_path / "table.json").read_text())
+    assert kept == as_plain(TABLE)
+    assert kept["rows"][1]["psnr_db"] is None
+    texts = []
+    parser = HTMLParser()
+    parser.handle_data = texts.append
+    parser.feed((tmp_path / "table.html").read_text())
+    assert "ours & <co>" in "".join(texts)
+    assert "26.12" in texts
 
 
 def test_a_table_of_another_kind_is_refused_and_nothing_written(tmp_path):
-    with pytest.raises(UsageError, match=r"not '\.csv'"):
-        write_table(TABLE, tmp_path / "table.csv")
+    with pytest.raises(UsageError, match=r"not '\.xls'"):
+        write_table(TABLE, tmp_path / "table.xls")
     assert not list(tmp_path.iterdir())
