@@ -2,7 +2,9 @@
 #   make demo        super-resolve a real chest CT and a simulated specimen, and show them
 #   make test        style, types and all tests
 #   make benchmark   speed beside the papers' own loop and MONAI (about 20 minutes)
-#   make tables      the model's numbers on simulated truth
+#   make tables      the model's numbers on simulated truth (about 30 minutes)
+#   make realism     simulated scans beside the real ones of ../shared/data
+#   make benchmark-simulation   time of a default specimen and its scans
 # Another torch build (CUDA, say):  make TORCH='torch --index-url URL' demo
 
 PYTHON ?= python3
@@ -10,8 +12,9 @@ TORCH ?= torch
 VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= demo-output
+SCANS ?= $(wildcard ../shared/data/clinical/*.nrrd)
 
-.PHONY: demo test lint benchmark tables clean
+.PHONY: demo test lint benchmark benchmark-simulation tables realism clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("CTMicroSR needs Python 3.10 or newer" if sys.version_info < (3, 10) else 0)'
@@ -44,7 +47,14 @@ benchmark: $(VENV)/.benchmark
 
 tables: $(VENV)/.test
 	mkdir -p benchmark-output
-	$(BIN)/ctmicrosr evaluate compact-8x --cases 24 --output benchmark-output/simulated.md --overwrite
+	$(BIN)/ctmicrosr evaluate compact-8x --output benchmark-output/simulated.md \
+		--figure benchmark-output/simulated.png --overwrite
+
+realism: $(VENV)/.test
+	$(BIN)/python -m CTMicroSRLib.evaluation.realism $(SCANS) --output benchmark-output/realism
+
+benchmark-simulation: $(VENV)/.test
+	$(BIN)/python Testing/benchmarks/simulation.py
 
 clean:
 	rm -rf $(VENV) demo-output benchmark-output .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -216,6 +216,7 @@ def _add_simulate(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--count", type=int, metavar="N", help="number of cases (1; of a set, all of it)")
     parser.add_argument("--arrays", action="store_true", help="also write .npy arrays, which can be memory-mapped")
+    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="picture of the first case")
     own = parser.add_argument_group("cases of your own", "instead of --set")
     own.add_argument("--seed", type=int, metavar="S", help="seed of the first case; the others count up (0)")
     own.add_argument("--pixel-mm", type=float, metavar="X", help="clinical pixel, 8 voxels of the truth (0.625)")

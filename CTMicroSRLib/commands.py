@@ -214,10 +214,10 @@ CASE_OPTIONS = (
 
 def simulate(options: Namespace) -> None:
     """``ctmicrosr simulate``."""
-    from CTMicroSRLib.simulation.case_files import verify_cases, write_cases
+    from CTMicroSRLib.simulation.case_files import load_case, verify_cases, write_cases
 
     given = [name for name in ("set", "count", "seed", *CASE_OPTIONS) if getattr(options, name) is not None]
-    if options.verify and (given or options.arrays or options.overwrite):
+    if options.verify and (given or options.arrays or options.figure or options.overwrite):
         raise UsageError("The option --verify only looks at a folder; leave out those that say what to write.")
     if options.verify:
         with _progress(options) as progress:
@@ -228,10 +228,17 @@ def simulate(options: Namespace) -> None:
         _say(f"{options.folder}: all {count} files are those of the manifest")
         return
     cases = _cases(options, given)
+    if options.figure is not None:
+        _check_figure(options.figure, options.overwrite)
     with _progress(options) as progress:
         written = write_cases(
             options.folder, cases, arrays=options.arrays, overwrite=options.overwrite, progress=progress
         )
+    if options.figure is not None:
+        from CTMicroSRLib.simulation.case_figure import draw_case
+
+        draw_case(load_case(options.folder, cases.seeds[0]), options.figure)
+        written.append(options.figure)
     if isinstance(progress, JsonProgress):
         progress.event("done", files=[str(path) for path in written])
         return
@@ -298,13 +305,9 @@ def evaluate(options: Namespace) -> None:
     from CTMicroSRLib.evaluation.tables import check_table_path, markdown, write_table
 
     check_table_path(options.output)
-    if options.figure is not None and options.figure.suffix != ".png":
-        raise UsageError(f"A figure can be .png, not {options.figure.suffix!r}; change its name.")
-    for path in filter(None, (options.output, options.figure)):
-        if not path.parent.is_dir():
-            raise UsageError(f"There is no folder {path.parent} to write {path.name} to; create it first.")
-        if path.exists() and not options.overwrite:
-            raise UsageError(f"{path} exists already; choose another name or add --overwrite.")
+    _check_free(options.output, options.overwrite)
+    if options.figure is not None:
+        _check_figure(options.figure, options.overwrite)
     from CTMicroSRLib.evaluation.simulated import evaluate_models
     from CTMicroSRLib.simulation.sets import case_set
 
@@ -318,6 +321,19 @@ def evaluate(options: Namespace) -> None:
 
         draw_crops(shown, options.figure)
     _say(markdown(table))
+
+
+def _check_figure(path: Path, overwrite: bool) -> None:
+    if path.suffix != ".png":
+        raise UsageError(f"A figure can be .png, not {path.suffix!r}; change its name.")
+    _check_free(path, overwrite)
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    if not path.parent.is_dir():
+        raise UsageError(f"There is no folder {path.parent} to write {path.name} to; create it first.")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists already; choose another name or add --overwrite.")
 
 
 def doctor(_options: Namespace) -> int:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from CTMicroSRLib.errors import ResourceError
 from CTMicroSRLib.evaluation.metrics import LUNG_WINDOW_HU
 from CTMicroSRLib.evaluation.simulated import Shown
+from CTMicroSRLib.simulation.case_figure import busiest_crop
 
 CROP_MM = 14.0
 COLUMNS = 5
-
-Float32 = NDArray[np.float32]
 
 
 def draw_crops(shown: Shown, path: Path) -> None:
@@ -50,22 +46,3 @@ def draw_crops(shown: Shown, path: Path) -> None:
     )
     figure.tight_layout(rect=(0, 0.02, 1, 1))
     figure.savefig(path)
-
-
-def busiest_crop(truth_ji: Float32, scale: int, size_voxels: int) -> tuple[slice, slice]:
-    """The square of ``size_voxels`` coarse voxels, on the coarse grid, where lung and its structures vary most.
-
-    Args:
-        truth_ji: HU.
-        scale: fine voxels per coarse one.
-        size_voxels: edge in coarse voxels; less where the image is smaller.
-    """
-    low, high = LUNG_WINDOW_HU
-    rows, columns = (n // scale for n in truth_ji.shape)
-    size = min(size_voxels, rows, columns)
-    blocks = truth_ji[: rows * scale, : columns * scale].clip(low, high).reshape(rows, scale, columns, scale)
-    busy = blocks.std(axis=(1, 3))
-    sums = np.pad(busy, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
-    boxes = sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
-    row, column = np.unravel_index(int(np.argmax(boxes)), boxes.shape)
-    return slice(int(row) * scale, int(row + size) * scale), slice(int(column) * scale, int(column + size) * scale)

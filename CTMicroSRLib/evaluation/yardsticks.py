@@ -126,7 +126,7 @@ def read_image(image_kji: NDArray[Any], reference: Reference) -> Readings:
         detections=measure_targets(image, reference.targets),
         nodules=measure_nodules(image, truth.array_kji, reference.nodules),
         bias=bias_by_tissue(image, truth.array_kji, labels.array_kji, erode_voxels=BIAS_ERODE_VOXELS),
-        grid=grid_peak(image, scale) if min(image.shape[1:]) >= LEAST_PERIODS * scale else None,
+        grid=grid_peak(image, scale) if min(image.shape[1:]) > LEAST_PERIODS * scale else None,
         resolution=local_resolution(image, truth.array_kji, voxel_mm, patches, reference.lung_kji) if enough else None,
         fine_power=_fine_power(image, reference, patches) if enough else math.nan,
         false=false_structures(image, reference.plain),

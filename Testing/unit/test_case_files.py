@@ -470,3 +470,11 @@ def test_ctrl_c_leaves_nothing(ctmicrosr, tmp_path, monkeypatch, at_once, case):
     outcome = ctmicrosr("simulate", tmp_path / "a" / "b", "--count", "3", "--size-voxels", "12", "--depth-mm", "3")
     assert (outcome.status, outcome.stderr) == (CANCELLED, "ctmicrosr: Cancelled; no output was written.\n")
     assert tree(tmp_path) == {}
+
+
+def test_a_figure_shows_the_first_case(ctmicrosr, tmp_path, at_once):
+    arguments = ("simulate", tmp_path / "s", "--size-voxels", "12", "--depth-mm", "3")
+    assert ctmicrosr(*arguments, "--figure", tmp_path / "case.pdf").status == 2
+    assert not (tmp_path / "s").exists()
+    assert ctmicrosr(*arguments, "--figure", tmp_path / "case.png").status == 0
+    assert (tmp_path / "case.png").read_bytes()[:4] == b"\x89PNG"

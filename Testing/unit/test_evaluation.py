@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from CTMicroSRLib.errors import CancelledError, UsageError
-from CTMicroSRLib.evaluation.crops_figure import busiest_crop, draw_crops
+from CTMicroSRLib.evaluation.crops_figure import draw_crops
 from CTMicroSRLib.evaluation.interpolators import INTERPOLATORS
 from CTMicroSRLib.evaluation.metrics import PEAK_HU, psnr_db, quality, ssim
 from CTMicroSRLib.evaluation.simulated import (
@@ -26,6 +26,7 @@ from CTMicroSRLib.evaluation.tables import SUFFIXES, as_plain, markdown, write_t
 from CTMicroSRLib.evaluation.yardsticks import prepare_reference, read_image, summarise
 from CTMicroSRLib.progress import SilentProgress
 from CTMicroSRLib.session import load_model
+from CTMicroSRLib.simulation.case_figure import busiest_crop
 from CTMicroSRLib.simulation.cases import CaseSettings, make_case, simulate_case
 from CTMicroSRLib.simulation.sets import CaseSet
 from CTMicroSRLib.training.export import fit_calibration

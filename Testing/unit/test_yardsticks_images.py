@@ -1,4 +1,4 @@
-"""Spectra, upsampling grids and Fourier ring correlation of images whose answers are known."""
+"""Spectra, upsampling grids, Fourier ring correlation and masked quality of images whose answers are known."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from CTMicroSRLib.evaluation.fourier_ring import cutoffs_per_mm, local_resolution, ring_correlation
 from CTMicroSRLib.evaluation.interpolators import bicubic
+from CTMicroSRLib.evaluation.masked import masked_quality
+from CTMicroSRLib.evaluation.metrics import quality
 from CTMicroSRLib.evaluation.spectra import PatchSettings, ensemble_noise, grid_peak, noise_power_spectrum, power_ratio
 
 PIXEL_MM = 0.08
@@ -105,10 +107,15 @@ def test_a_grid_of_one_hu_is_found_in_texture_of_40_hu():
 
 def test_borders_trends_and_straight_edges_are_no_grid():
     texture = blurred(RNG(8).normal(0.0, 150.0, (3, 384, 384)), 1.0)
-    texture += np.linspace(-400.0, 400.0, 384)[:, None] + np.linspace(0.0, 900.0, 384)
-    texture[:, :, 150:] += 900.0
-    found = grid_peak(texture)
-    assert max(found.along_j, found.along_i, found.modulated_j, found.modulated_i) < 2.0
+    clean = grid_peak(texture)
+    trend = grid_peak(texture + np.linspace(-400.0, 400.0, 384)[:, None] + np.linspace(0.0, 900.0, 384))
+    assert (trend.along_j, trend.along_i) == pytest.approx((clean.along_j, clean.along_i), rel=0.01)
+    assert trend.lattice == pytest.approx(clean.lattice, rel=0.01)
+    edge = texture.copy()
+    edge[:, :, 150:] += 900.0
+    found = grid_peak(edge)
+    # Four times the scatter of 1 / sqrt(9) above the 1.1 of images without a grid.
+    assert max(found.along_j, found.along_i, found.modulated_j, found.modulated_i) < 2.4
     assert found.lattice == pytest.approx(1.0, abs=0.4)
 
 
@@ -233,3 +240,44 @@ def test_ring_correlation_refuses_what_it_cannot_measure():
     with pytest.raises(ValueError, match="too small"):
         ring_correlation(image[:4], image[:4], PIXEL_MM)
     assert not ring_correlation(image, image, PIXEL_MM).correlation.any()
+
+
+def test_masked_quality_by_hand():
+    truth = RNG(5).normal(-800.0, 50.0, (2, 40, 40))
+    image, mask = truth.copy(), np.zeros(truth.shape, bool)
+    mask[0, 10:20, 10:30] = True
+    image[mask] += 35.0
+    image[1] += 700.0
+    found = masked_quality(image, truth, mask)
+    assert found.psnr_db == pytest.approx(40.0)
+    assert found.mae_hu == pytest.approx(35.0)
+    inner = np.zeros_like(mask)
+    inner[0, 26:30, 10:30] = True
+    assert masked_quality(image, truth, inner).psnr_db == math.inf
+    assert masked_quality(image, truth, inner).ssim == pytest.approx(1.0)
+
+
+def test_with_a_full_mask_masked_quality_is_quality():
+    rng = RNG(6)
+    truth = rng.normal(-700.0, 300.0, (48, 56))
+    image = truth + rng.normal(0.0, 60.0, truth.shape)
+    plain, masked = quality(image, truth), masked_quality(image, truth, np.ones(truth.shape))
+    for key in ("psnr_db", "ssim", "ssim_lung_window", "mae_hu"):
+        assert getattr(masked, key) == pytest.approx(getattr(plain, key), rel=1e-12)
+
+
+def test_masked_quality_refuses_what_it_cannot_measure():
+    image = np.zeros((16, 16))
+    border = image.copy()
+    border[0] = 1
+    assert math.isnan(masked_quality(image, image, border).ssim)
+    bad = [
+        ((image, image[1:], image), "shape"),
+        ((image, image, image[1:]), "mask has shape"),
+        ((image, image, image), "empty"),
+        ((image + np.nan, image, border), "not finite"),
+        ((image[:9], image[:9], border[:9]), "smaller"),
+    ]
+    for arguments, message in bad:
+        with pytest.raises(ValueError, match=message):
+            masked_quality(*arguments)
