@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from argparse import Namespace
@@ -314,7 +315,9 @@ def evaluate(options: Namespace) -> None:
     cases = case_set(options.set)
     cases = cases if options.cases is None else cases.first(options.cases)
     with _progress(options) as progress:
-        table, shown = evaluate_models(options.models, cases, progress, yardsticks=not options.quick)
+        table, shown = evaluate_models(
+            options.models, cases, progress, yardsticks=not options.quick, workers=os.cpu_count() or 1
+        )
     write_table(table, options.output)
     if options.figure is not None:
         from CTMicroSRLib.evaluation.crops_figure import draw_crops

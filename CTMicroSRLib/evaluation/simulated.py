@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import platform
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -65,9 +68,26 @@ class _Found:
     errors: dict[str, list[tuple[Float32, Float32]]] = field(default_factory=dict)
     shown: Shown | None = None
 
+    def add(self, part: _Found, *, show: bool) -> None:
+        """Take over what another case gave."""
+        for method, qualities in part.qualities.items():
+            self.qualities.setdefault(method, []).extend(qualities)
+        for method, readings in part.readings.items():
+            self.readings.setdefault(method, []).extend(readings)
+        for name, errors in part.errors.items():
+            self.errors.setdefault(name, []).extend(errors)
+        if show:
+            self.shown = part.shown
+
 
 def evaluate_models(
-    names: Sequence[str], cases: CaseSet, progress: Progress, *, yardsticks: bool = True, show_case: int = 0
+    names: Sequence[str],
+    cases: CaseSet,
+    progress: Progress,
+    *,
+    yardsticks: bool = True,
+    show_case: int = 0,
+    workers: int = 1,
 ) -> tuple[Table, Shown]:
     """Measure interpolators and models on simulated cases.
 
@@ -77,36 +97,74 @@ def evaluate_models(
         progress: see :class:`Progress`.
         yardsticks: also measure edges, airways, vessels, nodules, tissues and spectra, which takes as long again.
         show_case: which case the figure shows.
+        workers: processes that share the cases, each on one thread; the numbers don't depend on it.
 
     Returns:
         The table, and one case through every method.
     """
-    models = [load_model(name, precision="fp32") for name in names]
     found = _Found()
-    for n, (seed, settings) in enumerate(cases.cases):
-        check_cancelled(progress)
-        progress.update("evaluating", n, len(cases))
-        case = simulate_case(settings, seed, progress)
-        reference = prepare_reference(case) if yardsticks else None
-        images: dict[str, Float32] = {}
-        for method, image in _interpolated(case):
-            _note(found, method, image, case, reference)
-            images[method] = image
-        for model in models:
-            for method, result in model_variants(model, case):
-                check_cancelled(progress)
-                misjudged = "point spread x" in method
-                image = np.asarray(result.volume.array_kji, dtype=np.float32)
-                _note(found, method, image, case, None if misjudged else reference)
-                if result.uncertainty is not None:
-                    found.errors.setdefault(model.card.name, []).append(_error_and_deviation(result, case))
-                if not misjudged:
-                    images[method] = image
-        if n == min(show_case, len(cases) - 1):
-            found.shown = _shown(case, images)
-    progress.update("evaluating", len(cases), len(cases))
+    for n, part in enumerate(_measured(names, cases, progress, yardsticks, workers)):
+        found.add(part, show=n == min(show_case, len(cases) - 1))
+        progress.update("evaluating", n + 1, len(cases))
     assert found.shown is not None  # a set has at least one case
     return _table(found, cases), found.shown
+
+
+def _measured(
+    names: Sequence[str], cases: CaseSet, progress: Progress, yardsticks: bool, workers: int
+) -> Iterator[_Found]:
+    """What each case gives, in the set's order."""
+    progress.update("evaluating", 0, len(cases))
+    if workers <= 1 or len(cases) == 1:
+        for seed, settings in cases.cases:
+            check_cancelled(progress)
+            yield _measure_case(tuple(names), settings, seed, yardsticks)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(cases)), mp_context=context, initializer=_one_thread)
+    try:
+        parts = [pool.submit(_measure_case, tuple(names), settings, seed, yardsticks) for seed, settings in cases.cases]
+        for part in parts:
+            while not part.done():
+                check_cancelled(progress)
+                wait([part], timeout=0.5)
+            yield part.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@lru_cache(maxsize=8)
+def _model(name: str) -> Model:
+    return load_model(name, precision="fp32")
+
+
+def _measure_case(names: tuple[str, ...], settings: CaseSettings, seed: int, yardsticks: bool) -> _Found:
+    """One case through every method."""
+    found = _Found()
+    case = simulate_case(settings, seed)
+    reference = prepare_reference(case) if yardsticks else None
+    images: dict[str, Float32] = {}
+    for method, image in _interpolated(case):
+        _note(found, method, image, case, reference)
+        images[method] = image
+    for name in names:
+        model = _model(name)
+        for method, result in model_variants(model, case):
+            misjudged = "point spread x" in method
+            image = np.asarray(result.volume.array_kji, dtype=np.float32)
+            _note(found, method, image, case, None if misjudged else reference)
+            if result.uncertainty is not None:
+                found.errors.setdefault(model.card.name, []).append(_error_and_deviation(result, case))
+            if not misjudged:
+                images[method] = image
+    found.shown = _shown(case, images)
+    return found
 
 
 def model_variants(model: Model, case: Case) -> Iterator[tuple[str, Result]]:

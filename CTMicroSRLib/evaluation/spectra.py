@@ -183,23 +183,26 @@ def grid_peak(image_hu: NDArray[Any], scale: int = 8) -> GridPeak:
     neighbours, of the root of their product, which no slope of the spectrum changes (``pi / 4`` is the mean root of the
     product of two exponential variables of mean 1). On an axis the neighbours are those of the same line, 3 to 16 steps
     away, as edges along the voxel axes raise the whole line; elsewhere those within 8 steps on either axis. Ratios are
-    averaged over slices, without the Nyquist frequency (unless ``scale`` is 2). For texture without grid one ratio
-    scatters by 1 / sqrt(slices), ``along_j`` and ``along_i`` for a scale of 8 by 1 / sqrt(3 slices) around about 1.1.
+    averaged over slices. The Nyquist frequency is left out, as it has no neighbours beyond. For texture without grid
+    one ratio scatters by 1 / sqrt(slices), ``along_j`` and ``along_i`` for a scale of 8 by 1 / sqrt(3 slices), around
+    1.0 to 1.1.
 
     An interpolation that keeps constants has zeros at these frequencies, so ratios below 1 aren't better than 1; its
     grid shows in the absolute differences, as blocking in JPEG images does (Wang, Bovik, Evans, ICIP 2000).
 
     Args:
         image_hu: HU, shape (k, j, i) or (j, i).
-        scale: period of the grid in voxels, 2 or more.
+        scale: period of the grid in voxels, 3 or more (of a grid of 2 there is nothing but the Nyquist frequency).
 
     Raises:
-        ValueError: a slice under 24 periods in-plane, a scale below 2, or a value that is not finite.
+        ValueError: a slice under 25 periods in-plane, a scale below 3, or a value that is not finite.
     """
     slices = as_slices(image_hu)
-    if scale < 2 or min(slices.shape[1:]) <= 24 * scale:
-        raise ValueError(f"Slices of {slices.shape[1:]} voxels hold no more than 24 periods of {scale} voxels.")
-    multiples = range(1, (scale + 1) // 2) if scale > 2 else range(1, 2)
+    if scale < 3 or min(slices.shape[1:]) < 25 * scale:
+        raise ValueError(
+            f"A grid of {scale} voxels, or fewer than 25 periods of it in slices of {slices.shape[1:]}, can't be seen."
+        )
+    multiples = range(1, (scale + 1) // 2)
     places = [(m, 0) for m in multiples] + [(0, n) for n in multiples]
     places += [(m, sign * n) for m in multiples for n in multiples for sign in (-1, 1)]
     found = _ratios(slices, scale, places)
@@ -296,10 +299,7 @@ def _ratio(power: Float, at_ji: tuple[int, int]) -> float:
         j, i = (line, 0 * line) if row else (0 * line, line)
     rows, columns = power.shape
     before, after = (power[(row + sign * j) % rows, (column + sign * i) % columns] for sign in (-1, 1))
-    expected = float(np.mean(np.sqrt(before * after)))
-    # At the Nyquist frequency of an axis the two neighbours are one.
-    if 2 * row % rows or 2 * column % columns:
-        expected *= 4.0 / np.pi
+    expected = 4.0 / np.pi * float(np.mean(np.sqrt(before * after)))
     if expected > 0:
         return float(power[row, column]) / expected
     return float("inf") if power[row, column] > 0 else 1.0

@@ -11,7 +11,15 @@ from CTMicroSRLib.simulation.description import Tubes
 from CTMicroSRLib.simulation.lobules import Acini, lobules_of, place_acini
 from CTMicroSRLib.simulation.raster import Grid
 from CTMicroSRLib.simulation.surfaces import Surface
-from CTMicroSRLib.simulation.trees import Targets, Tree, companion, grow_tree, move_apart, unit
+from CTMicroSRLib.simulation.trees import (
+    VESSEL_EXPONENT,
+    Targets,
+    Tree,
+    companion,
+    grow_tree,
+    move_apart,
+    unit,
+)
 
 Float = NDArray[np.float64]
 
@@ -21,10 +29,9 @@ TERMINAL_RADIUS_MM = 0.25
 WALL_TO_LUMEN_RADIUS = 0.36
 """The wall is 0.13 of the whole width, between the sixth and the tenth that Webb (Radiology 2006) gives."""
 
-ARTERY_TO_LUMEN = (0.8, 1.1)
-"""Width of an artery beside its airway's lumen. Published inner bronchus to artery
-ratios of large bronchi (0.6 to 0.7) would make it 1.5; at that the vessels seen in real scans are far exceeded (see
-the comparison with real scans)."""
+ACINAR_ARTERY_RADIUS_MM = (0.16, 0.2)
+"""Of the artery that feeds one acinus: as wide as leaves the number of vessels that real scans show (see the comparison
+with them)."""
 
 VESSELS_PER_ACINUS = 8
 HOST_MARGIN_MM = np.array([13.0, 13.0, 21.0])
@@ -126,27 +133,27 @@ def _grow_lobe(rng: np.random.Generator, grid: Grid, lobe: _Lobe, wall_thickenin
     inlet = root - INLET_MM * lobe.way_in
     tree = grow_tree(rng, inlet, root, Targets(acini, np.ones(len(acini))), TERMINAL_RADIUS_MM)
     thickness = 1.0 + WALL_TO_LUMEN_RADIUS * wall_thickening
-    ratio = float(rng.uniform(*ARTERY_TO_LUMEN))
-    artery_radius = ratio * tree.radius_mm
+    acinar_mm = float(rng.uniform(*ACINAR_ARTERY_RADIUS_MM))
+    artery_radius = acinar_mm * tree.weight ** (1.0 / VESSEL_EXPONENT)
     artery = companion(rng, tree, thickness * tree.radius_mm + artery_radius + 0.1, artery_radius)
     near = _inside(acini, grid.extent_mm, 4.0)
-    arterioles = [_grow_arterioles(rng, artery, n, acini[n], ratio) for n in np.flatnonzero(near).tolist()]
-    vein = _grow_veins(rng, lobe, near, root, ratio)
+    arterioles = [_grow_arterioles(rng, artery, n, acini[n], acinar_mm) for n in np.flatnonzero(near).tolist()]
+    vein = _grow_veins(rng, lobe, near, root, acinar_mm)
     obstacles = Tubes.join([tree.tubes((thickness - 1.0) * tree.radius_mm), artery.tubes()])
     vein = _moved_apart(vein, _near(obstacles, grid.extent_mm))
     return tree, Tubes.join([artery.tubes(), *arterioles]), vein.tubes()
 
 
-def _grow_arterioles(rng: np.random.Generator, artery: Tree, acinus: int, centre: Float, ratio: float) -> Tubes:
+def _grow_arterioles(rng: np.random.Generator, artery: Tree, acinus: int, centre: Float, acinar_mm: float) -> Tubes:
     """The arteries inside one acinus, on from the end of the artery that feeds it."""
     branch = int(artery.owner[acinus])
     end, before = artery.nodes_mm[artery.path[branch, -1]], artery.nodes_mm[artery.path[branch, -2]]
     points = centre + rng.uniform(-0.5, 0.5, (VESSELS_PER_ACINUS, 3)) * 5.4
     targets = Targets(points, np.full(VESSELS_PER_ACINUS, 1.0 / VESSELS_PER_ACINUS))
-    return grow_tree(rng, before, end, targets, ratio * TERMINAL_RADIUS_MM).tubes()
+    return grow_tree(rng, before, end, targets, acinar_mm, VESSEL_EXPONENT).tubes()
 
 
-def _grow_veins(rng: np.random.Generator, lobe: _Lobe, near: NDArray[np.bool_], root: Float, ratio: float) -> Tree:
+def _grow_veins(rng: np.random.Generator, lobe: _Lobe, near: NDArray[np.bool_], root: Float, acinar_mm: float) -> Tree:
     """Veins, which run between acini: finely near the block, one target for each acinus elsewhere."""
     acini = lobe.acini_mm
     squared = np.sum((acini[:, None] - acini[None]) ** 2, axis=2)
@@ -166,8 +173,8 @@ def _grow_veins(rng: np.random.Generator, lobe: _Lobe, near: NDArray[np.bool_], 
     aside = unit(np.cross(lobe.way_in, rng.standard_normal(3))) * float(rng.uniform(6.0, 10.0))
     start = root + aside
     targets = Targets(np.concatenate(positions), np.concatenate(weights))
-    radius = float(rng.uniform(0.9, 1.1)) * ratio * TERMINAL_RADIUS_MM
-    return grow_tree(rng, start - INLET_MM * lobe.way_in, start, targets, radius)
+    radius = float(rng.uniform(0.9, 1.1)) * acinar_mm
+    return grow_tree(rng, start - INLET_MM * lobe.way_in, start, targets, radius, VESSEL_EXPONENT)
 
 
 def _moved_apart(vein: Tree, obstacles: Tubes) -> Tree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,7 @@ def export_run(run: Path, settings: TrainingSettings, name: str = "compact-8x", 
     _write(folder, card)
     card = replace(card, calibration=calibrate(folder))
     _write(folder, card)
-    table, _ = evaluate_models([str(folder)], case_set(TEST_SET), SilentProgress())
+    table, _ = evaluate_models([str(folder)], case_set(TEST_SET), SilentProgress(), workers=os.cpu_count() or 1)
     card = replace(card, metrics=as_plain(table))
     _write(folder, card)
     return folder

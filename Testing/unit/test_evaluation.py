@@ -307,3 +307,13 @@ def test_a_table_of_another_kind_is_refused_and_nothing_written(tmp_path):
     with pytest.raises(UsageError, match=r"not '\.xls'"):
         write_table(TABLE, tmp_path / "table.xls")
     assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_share_the_cases_give_the_same_numbers(tiny_model):
+    two = CaseSet(None, 0, ((0, SMALL), (1, SMALL)))
+    alone, shared = (
+        evaluate_models([str(tiny_model)], two, SilentProgress(), yardsticks=False, workers=n)[0] for n in (1, 2)
+    )
+    assert [row.method for row in alone.rows] == [row.method for row in shared.rows]
+    for one, other in zip(alone.rows, shared.rows, strict=True):
+        assert other.numbers == pytest.approx(one.numbers, rel=1e-6)

@@ -105,6 +105,14 @@ def test_a_grid_of_one_hu_is_found_in_texture_of_40_hu():
     assert dots.lattice > 4.0
 
 
+@pytest.mark.parametrize(("scale", "frequencies"), [(4, 4), (8, 24)])
+def test_texture_without_a_grid_has_a_mean_ratio_of_one(scale, frequencies):
+    """Each frequency of each of 24 slices has an exponential ratio: the mean scatters by 1 / sqrt(their number)."""
+    slices = blurred(RNG(17).normal(0.0, 40.0, (24, 224, 224)), 0.7)
+    found = grid_peak(slices, scale)
+    assert found.lattice == pytest.approx(1.03, abs=3.0 / math.sqrt(24 * frequencies))
+
+
 def test_borders_trends_and_straight_edges_are_no_grid():
     texture = blurred(RNG(8).normal(0.0, 150.0, (3, 384, 384)), 1.0)
     clean = grid_peak(texture)
@@ -142,6 +150,8 @@ def test_spectra_refuse_what_they_cannot_measure():
         noise_power_spectrum(image, 0.0)
     with pytest.raises(ValueError, match="periods"):
         grid_peak(image)
+    with pytest.raises(ValueError, match="of 2 voxels"):
+        grid_peak(image, 2)
 
 
 @given(gain=st.floats(0.1, 10.0), offset=st.floats(-1000.0, 1000.0))
