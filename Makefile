@@ -1,6 +1,8 @@
 # Each target sets up everything it needs in .venv; nothing else on the machine is changed.
 #   make demo        super-resolve a real chest CT and a simulated specimen, and show them
 #   make test        style, types and all tests
+#   make lists       what the Slicer extension installs, after adding or removing a file
+#   make screenshots the panel's pictures
 #   make benchmark   speed beside the papers' own loop and MONAI (about 20 minutes)
 #   make tables      the model's numbers on simulated truth (about 30 minutes)
 #   make realism     simulated scans beside the real ones of ../shared/data
@@ -14,7 +16,7 @@ BIN := $(VENV)/bin
 OUTPUT ?= demo-output
 SCANS ?= $(wildcard ../shared/data/clinical/*.nrrd)
 
-.PHONY: demo test lint benchmark benchmark-simulation tables realism clean
+.PHONY: demo test lint lists screenshots benchmark benchmark-simulation tables realism clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("CTMicroSR needs Python 3.10 or newer" if sys.version_info < (3, 10) else 0)'
@@ -55,6 +57,14 @@ realism: $(VENV)/.test
 
 benchmark-simulation: $(VENV)/.test
 	$(BIN)/python Testing/benchmarks/simulation.py
+
+# After adding or removing a file: the lists of what the extension installs.
+lists: $(VENV)/.test
+	$(BIN)/python Testing/packaging/lists.py
+
+# The panel's pictures, in Resources/Screenshots.
+screenshots: $(VENV)/.test
+	CTMICROSR_SCREENSHOTS=Resources/Screenshots $(BIN)/python -m pytest Testing/panel
 
 clean:
 	rm -rf $(VENV) demo-output benchmark-output .mypy_cache .ruff_cache .pytest_cache .hypothesis

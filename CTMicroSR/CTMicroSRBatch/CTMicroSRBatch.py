@@ -1,0 +1,103 @@
+#!/usr/bin/env python-real
+"""Slicer CLI module: super-resolve one volume, with the parameters and the result of the ``ctmicrosr`` command.
+
+Slicer shows it as a module and runs it with ``slicer.cli.run``; outside Slicer:
+``PythonSlicer CTMicroSRBatch.py in.nrrd out.nrrd``.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import json
+import sys
+from pathlib import Path
+
+# Of the command, with the flags of CTMicroSRBatch.xml; 0 and nothing leave the choice to the command.
+OPTIONS = (
+    ("region", str, "lungs"),
+    ("mask", str, ""),
+    ("model", str, "compact-8x"),
+    ("uncertainty", str, ""),
+    ("passes", int, 20),
+    ("seed", int, 0),
+    ("consistency", str, "scan"),
+    ("psf-fwhm-mm", float, 0.0),
+    ("noise-hu", float, 0.0),
+    ("device", str, "auto"),
+    ("precision", str, "auto"),
+    ("tile", int, 0),
+    ("report", str, ""),
+)
+
+
+class FilterProgress(io.TextIOBase):
+    """Turns the command's JSON lines into the lines that Slicer reads of a CLI module."""
+
+    def __init__(self, stream):
+        self._stream = stream
+        self._pending = ""
+
+    def write(self, text):
+        """Take text in pieces of any size."""
+        *lines, self._pending = (self._pending + text).split("\n")
+        for line in lines:
+            self._line(line)
+        return len(text)
+
+    def _line(self, line):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = {}
+        if event.get("event") == "progress":
+            self._stream.write(f"<filter-progress>{event['fraction']}</filter-progress>\n")
+            self._stream.write(f"<filter-comment>{event['stage']}</filter-comment>\n")
+        elif event.get("event") == "done":
+            self._stream.write("<filter-progress>1</filter-progress>\n")
+            for warning in event["report"]["warnings"]:
+                self._stream.write(f"Warning: {warning}\n")
+        elif line and event.get("event") != "error":
+            self._stream.write(f"{line}\n")
+        self._stream.flush()
+
+
+def commandArguments(arguments):
+    """The command's arguments for those of this module."""
+    parser = argparse.ArgumentParser(prog="CTMicroSRBatch", description=__doc__, allow_abbrev=False)
+    parser.add_argument("inputVolume")
+    parser.add_argument("outputVolume")
+    for name, kind, default in OPTIONS:
+        parser.add_argument(f"--{name}", type=kind, default=default)
+    options = parser.parse_args(arguments)
+    command = ["superres", options.inputVolume, options.outputVolume, "--progress", "json", "--overwrite"]
+    for name, _kind, _default in OPTIONS:
+        value = getattr(options, name.replace("-", "_"))
+        if value not in ("", 0, 0.0) or name == "seed":
+            command += [f"--{name}", str(value)]
+    return command
+
+
+def findLibrary():
+    """Make CTMicroSRLib importable: it lies with Slicer's scripted modules, or in the checkout above this file."""
+    here = Path(__file__).resolve().parent
+    for folder in (here.parent / "qt-scripted-modules", here.parents[1]):
+        if (folder / "CTMicroSRLib" / "cli.py").is_file():
+            sys.path.insert(0, str(folder))
+            return
+    if importlib.util.find_spec("CTMicroSRLib") is None:
+        sys.exit("CTMicroSRBatch: CTMicroSRLib was not found; install the CTMicroSR extension again.")
+
+
+def main(arguments):
+    """Run; returns the exit status of the command."""
+    command = commandArguments(arguments)
+    findLibrary()
+    from CTMicroSRLib import cli
+
+    with contextlib.redirect_stdout(FilterProgress(sys.stdout)):
+        return cli.main(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

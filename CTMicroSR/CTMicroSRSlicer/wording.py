@@ -1,0 +1,109 @@
+"""What the panel says, in the user's language."""
+
+from __future__ import annotations
+
+from slicer.i18n import tr as _
+
+from CTMicroSRLib.card import ModelCard
+from CTMicroSRSlicer.childrun import Progress
+from CTMicroSRSlicer.estimate import Estimate, duration
+from CTMicroSRSlicer.results import SuperResolution
+
+
+def applyText(*, running: bool) -> str:
+    """On the button."""
+    return _("Cancel") if running else _("Super-resolve")
+
+
+def estimateText(estimate: Estimate, *, uncertainty: bool) -> str:
+    """The one line that says what will happen."""
+    i, j, k = estimate.sizeIjk
+    text = _("{cells} cells to {i} x {j} x {k} voxels, {output} GB; needs {memory} of {free} GB free memory").format(
+        cells=f"{estimate.cells:,}",
+        i=i,
+        j=j,
+        k=k,
+        output=f"{estimate.outputGb:.2g}",
+        memory=f"{estimate.memoryGb:.2g}",
+        free=f"{estimate.memoryFreeGb:.2g}",
+    )
+    if estimate.seconds is not None:
+        time = duration(estimate.seconds)
+        if uncertainty:
+            text += _("; about {time} on {device}, several times that with uncertainty").format(
+                time=time, device=estimate.device
+            )
+        else:
+            text += _("; about {time} on {device}").format(time=time, device=estimate.device)
+    return text + "." if estimate.fits else text + _(". That is more than is free: choose a smaller ROI.")
+
+
+def estimatingText() -> str:
+    """While that line is found out."""
+    return _("Finding out what this needs...")
+
+
+def stageText(progress: Progress) -> str:
+    """The stage of the engine, and the time left."""
+    stage = progress.stage.split(":")[0]
+    known = {
+        "reading": _("Reading the scan"),
+        "lungs": _("Finding the lungs"),
+        "noise": _("Measuring the noise"),
+        "edges": _("Measuring the blur"),
+        "super-resolving": _("Super-resolving"),
+        "writing": _("Loading the result"),
+    }
+    text = known.get(stage, stage)
+    if progress.secondsLeft and stage == "super-resolving":
+        return _("{stage}, {time} left").format(stage=text, time=duration(progress.secondsLeft))
+    return text
+
+
+def startingText() -> str:
+    """Until the child process says something."""
+    return _("Starting...")
+
+
+def cancellingText() -> str:
+    """Until the child process has ended."""
+    return _("Cancelling...")
+
+
+def resultText(result: SuperResolution) -> str:
+    """What came out, with what it should be read with."""
+    consistency = result.report["consistency"]
+    parts = [
+        _(
+            "{name} is there after {time}. Scanned again it differs from the input by {residual} HU; the scan's noise "
+            "is "
+            "{noise} HU."
+        ).format(
+            name=result.volume.GetName(),
+            time=duration(result.report["seconds"]["total"]),
+            residual=f"{consistency['residual_rms_hu']:.1f}",
+            noise=f"{consistency['noise_hu']:.1f}",
+        )
+    ]
+    return " ".join([*parts, *result.report["warnings"]])
+
+
+def cardText(card: ModelCard | None) -> str:
+    """A model's card in a sentence or two."""
+    if card is None:
+        return _("This model is not installed.")
+    data = card.training_data.split(". ")[0]
+    return _("{title} Trained on: {data}").format(title=_sentence(card.title), data=_sentence(data))
+
+
+def cardDetails(card: ModelCard | None) -> str:
+    """All of a model's card that is for people."""
+    if card is None:
+        return ""
+    return _("{title}\n\nMethod: {method}\n\nTrained on: {data}\n\nLicence: {licence}\nSHA-256: {sha256}").format(
+        title=card.title, method=card.method, data=card.training_data, licence=card.licence, sha256=card.sha256
+    )
+
+
+def _sentence(text: str) -> str:
+    return text if not text or text.endswith(".") else f"{text}."

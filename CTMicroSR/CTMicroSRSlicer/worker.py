@@ -1,0 +1,92 @@
+"""The child process: runs the ``ctmicrosr`` command and ends when its parent no longer wants it.
+
+Slicer starts it as ``PythonSlicer worker.py LIBRARY_FOLDER KEEP_RUNNING_FILE PARENT_PID ARGUMENT...``. PythonSlicer is
+a launcher that does not hand signals on, so the parent cancels by deleting the file, and a parent that has crashed is
+noticed too. Standard output has JSON lines only for the parent to read; anything else on it is log text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+SECONDS_BETWEEN_LOOKS = 0.05
+SECONDS_TO_TIDY_UP = 0.3
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; returns its exit status."""
+    libraryFolder, keepRunning, parent, *command = arguments
+    threading.Thread(target=_watch, args=(Path(keepRunning), int(parent)), daemon=True).start()
+    # Python has put this file's folder first, whose modules could hide others of the same name
+    here = str(Path(__file__).resolve().parent)
+    sys.path[:] = [libraryFolder, *(folder for folder in sys.path if folder != here)]
+    from CTMicroSRLib import cli
+
+    if "--json" not in command:
+        return cli.main(command)
+    # `info` prints one object on many lines and its errors on standard error: make it one line like the others
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        status = cli.main(command)
+    if status == 0:
+        _say(event="done", facts=json.loads(output.getvalue()))
+    else:
+        lines = errors.getvalue().strip().splitlines() or ["ctmicrosr: no message"]
+        _say(event="error", status=status, message=lines[-1].removeprefix("ctmicrosr: "))
+    return status
+
+
+def _say(**content: object) -> None:
+    sys.stdout.write(json.dumps(content) + "\n")
+    sys.stdout.flush()
+
+
+def _watch(keepRunning: Path, parent: int) -> None:
+    """Interrupt the command when it is no longer wanted, and end the process when it does not react."""
+    isAlive = _parentCheck(parent)
+    while keepRunning.exists() and isAlive():
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    with contextlib.suppress(ValueError, OSError):
+        signal.raise_signal(signal.SIGINT)
+    time.sleep(SECONDS_TO_TIDY_UP)
+    # all that this process writes is in a folder that the parent deletes, so nothing half-written is left
+    os._exit(130)
+
+
+def _parentCheck(parent: int) -> Callable[[], bool]:
+    if os.name != "nt":
+        return lambda: _exists(parent)
+    try:
+        import psutil
+
+        process = psutil.Process(parent)
+    except Exception:  # without psutil the engine says what is missing
+        return lambda: True
+    return process.is_running
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+if __name__ == "__main__":
+    exitStatus = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # torch takes up to a second to be torn down, in which a cancelled run would still hold its memory
+    os._exit(exitStatus)
