@@ -252,7 +252,7 @@ def _draw_contents(settings: SpecimenSettings, grid: Grid, seed: int) -> _Conten
         wall_thickening=float(rng.uniform(1.3, 2.2)) if chances[5] < settings.thick_wall_share else 1.0,
         blood_hu=float(rng.uniform(100.0, 350.0) if chances[6] < settings.contrast_share else rng.uniform(30.0, 55.0)),
         airway_wall_hu=float(rng.uniform(10.0, 50.0)),
-        mean_hu=float(rng.normal(-905.0, 18.0)),
+        mean_hu=float(rng.normal(-922.0, 18.0)),
         gradient_hu_per_mm=float(rng.uniform(0.0, 0.9)),
         hilum=hilum,
     )

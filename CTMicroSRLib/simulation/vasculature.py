@@ -106,7 +106,7 @@ def _acini_of_host(rng: np.random.Generator, grid: Grid, bounds: Bounds, hilum: 
 
     Most of a lung lies far from its large bronchi.
     """
-    towards_hilum = hilum * float(rng.uniform(16.0, 34.0) if rng.random() < 0.85 else rng.uniform(0.0, 16.0))
+    towards_hilum = hilum * float(rng.uniform(10.0, 28.0) if rng.random() < 0.85 else rng.uniform(0.0, 10.0))
     low, high = -HOST_MARGIN_MM - towards_hilum, grid.extent_mm + HOST_MARGIN_MM - towards_hilum
     centres = place_acini(rng, np.minimum(low, -EDGE_MM), np.maximum(high, grid.extent_mm + EDGE_MM))
     if bounds.wall is not None:
