@@ -53,7 +53,7 @@ tables: $(VENV)/.test
 		--figure benchmark-output/simulated.png --overwrite
 
 realism: $(VENV)/.test
-	$(BIN)/python -m CTMicroSRLib.evaluation.realism $(SCANS) --output benchmark-output/realism --overwrite
+	$(BIN)/python -m CTMicroSRLib.evaluation.realism $(SCANS) --output benchmark-output/realism --cases 6 --overwrite
 
 benchmark-simulation: $(VENV)/.test
 	$(BIN)/python Testing/benchmarks/simulation.py
