@@ -4,7 +4,7 @@
 #   make lists       what the Slicer extension installs, after adding or removing a file
 #   make screenshots the panel's pictures
 #   make benchmark   speed beside the papers' own loop and MONAI (about 20 minutes)
-#   make tables      the model's numbers on simulated truth (about 30 minutes)
+#   make tables      the model's numbers on simulated truth (about 10 minutes)
 #   make realism     simulated scans beside the real ones of ../shared/data
 #   make benchmark-simulation   time of a default specimen and its scans
 # Another torch build (CUDA, say):  make TORCH='torch --index-url URL' demo

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from CTMicroSRLib.errors import ResourceError
 from CTMicroSRLib.evaluation.interpolators import bicubic
+from CTMicroSRLib.intensity import LUNG_WINDOW_HU
 from CTMicroSRLib.volume import Region, Volume
 
-LUNG_WINDOW_HU = (-1350.0, 150.0)
 ZOOM_VOXELS = 48
 UNCERTAINTY_LIMIT_HU = 150.0
 PANEL_PIXELS = 512

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 Array = TypeVar("Array", "NDArray[Any]", "torch.Tensor")
 
 
+LUNG_WINDOW_HU = (-1350.0, 150.0)
+"""The window lungs are read at."""
+
+
 @dataclass(frozen=True)
 class IntensityWindow:
     """HU from ``low_hu`` to ``high_hu`` map linearly to -1 to 1.

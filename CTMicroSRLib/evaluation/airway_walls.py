@@ -16,15 +16,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from CTMicroSRLib.evaluation.edges import (
-    Crossings,
-    Mask,
-    Structures,
-    TubeKind,
-    directions_across,
-    find_crossings,
-    sample_ji,
-)
+from CTMicroSRLib.evaluation.edges import directions_across
+from CTMicroSRLib.evaluation.slice_tissue import Mask
+from CTMicroSRLib.evaluation.structures import Crossings, Structures, TubeKind, find_crossings, sample_ji
 from CTMicroSRLib.simulation.description import Float
 
 LUMEN_CLASSES_MM = (0.0, 1.0, 2.0, 3.0, 4.0, math.inf)

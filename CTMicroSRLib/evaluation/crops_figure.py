@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from CTMicroSRLib.errors import ResourceError
-from CTMicroSRLib.evaluation.metrics import LUNG_WINDOW_HU
 from CTMicroSRLib.evaluation.simulated import Shown
+from CTMicroSRLib.intensity import LUNG_WINDOW_HU
 from CTMicroSRLib.simulation.case_figure import busiest_crop
 
 CROP_MM = 14.0

@@ -16,11 +16,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from CTMicroSRLib.evaluation.edges import (
+from CTMicroSRLib.evaluation.slice_tissue import Mask
+from CTMicroSRLib.evaluation.structures import (
     NO_BRANCH,
     Crossings,
     Footprints,
-    Mask,
     Structures,
     TubeKind,
     find_crossings,

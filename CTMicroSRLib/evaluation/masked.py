@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from CTMicroSRLib.evaluation.metrics import LUNG_WINDOW_HU, PEAK_HU, Quality, psnr_db
+from CTMicroSRLib.evaluation.metrics import PEAK_HU, Quality, psnr_db
+from CTMicroSRLib.intensity import LUNG_WINDOW_HU
 
 Float = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from CTMicroSRLib.intensity import LUNG_WINDOW_HU
+
 PEAK_HU = 3500.0
 """Peak of the PSNR and data range of the SSIM: the clinical window -1000 to 2500 HU of the papers."""
-
-LUNG_WINDOW_HU = (-1350.0, 150.0)
-"""The window lungs are read at; SSIM is also given on images clipped to it."""
 
 Float = NDArray[np.floating]
 

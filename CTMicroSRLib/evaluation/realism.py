@@ -24,7 +24,7 @@ from CTMicroSRLib.files import read_volume
 from CTMicroSRLib.lungs import segment_lungs
 from CTMicroSRLib.progress import Progress, SilentProgress, check_cancelled
 from CTMicroSRLib.simulation.cases import CaseSettings, make_case
-from CTMicroSRLib.simulation.description import Label
+from CTMicroSRLib.simulation.description import OUTSIDE_LUNG
 from CTMicroSRLib.terminal import BarProgress, cancel_on_signals, make_progress
 from CTMicroSRLib.volume import Volume
 
@@ -38,7 +38,6 @@ RIM_MM = 3.0
 LUNG_BELOW_HU = -400.0
 """What parts lung from tissue in real scans, see :class:`~CTMicroSRLib.lungs.LungSettings`."""
 
-NOT_LUNG = (Label.SOFT_TISSUE, Label.FAT, Label.BONE, Label.OUTSIDE_AIR)
 
 OUTPUTS = ("realism.md", "realism.json", "realism.png")
 
@@ -148,7 +147,7 @@ def lung_of_block(clinical: Volume, labels: Volume | None) -> Bools:
         index = np.rint(position / labels.geometry.spacing_mm[axis]).astype(int)
         at.append(index.clip(0, labels.geometry.size_ijk[axis] - 1))
     i, j, k = at
-    wall = np.isin(np.asarray(labels.array_kji)[np.ix_(k, j, i)], NOT_LUNG)
+    wall = np.isin(np.asarray(labels.array_kji)[np.ix_(k, j, i)], OUTSIDE_LUNG)
     return _without_rim(wall, clinical)
 
 

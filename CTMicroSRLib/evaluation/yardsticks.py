@@ -28,13 +28,7 @@ from CTMicroSRLib.evaluation.detection import (
     measure_targets,
     summarise_detections,
 )
-from CTMicroSRLib.evaluation.edges import (
-    EdgePlaces,
-    EdgeRise,
-    find_vessel_edges,
-    measure_vessel_edges,
-    structures_of,
-)
+from CTMicroSRLib.evaluation.edges import EdgePlaces, EdgeRise, find_vessel_edges, measure_vessel_edges
 from CTMicroSRLib.evaluation.false_structures import (
     FalseStructures,
     PlainParenchyma,
@@ -52,13 +46,14 @@ from CTMicroSRLib.evaluation.nodules import (
     summarise_nodules,
 )
 from CTMicroSRLib.evaluation.spectra import GridPeak, PatchSettings, grid_peak, power_ratio
+from CTMicroSRLib.evaluation.structures import structures_of
 from CTMicroSRLib.evaluation.tissue_bias import TissueBias, bias_by_tissue, pool_bias
 from CTMicroSRLib.simulation.cases import Case
-from CTMicroSRLib.simulation.description import Label
+from CTMicroSRLib.simulation.description import OUTSIDE_LUNG, Label
 
 Bools = NDArray[np.bool_]
 
-NOT_LUNG = (Label.SOFT_TISSUE, Label.FAT, Label.BONE, Label.OUTSIDE_AIR, Label.PLEURA)
+NOT_LUNG = (*OUTSIDE_LUNG, Label.PLEURA)
 LEAST_LUNG_SHARE = 0.05
 FINE_BAND_PER_MM = (0.8, 2.5)
 """Beyond what a clinical pixel of 0.6 mm can hold, up to where the truth's vessels and walls still have power."""

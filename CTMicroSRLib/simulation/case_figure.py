@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from CTMicroSRLib.errors import ResourceError
+from CTMicroSRLib.intensity import LUNG_WINDOW_HU
 from CTMicroSRLib.simulation.cases import Case
 from CTMicroSRLib.simulation.description import Label
 
-LUNG_WINDOW_HU = (-1350.0, 150.0)
 ZOOM_SHARE = 0.4
 
 Float32 = NDArray[np.float32]

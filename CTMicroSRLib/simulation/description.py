@@ -42,6 +42,9 @@ class Label(IntEnum):
     OUTSIDE_AIR = 14
 
 
+OUTSIDE_LUNG = (Label.SOFT_TISSUE, Label.FAT, Label.BONE, Label.OUTSIDE_AIR)
+
+
 @dataclass(frozen=True)
 class Tubes:
     """Straight round pieces of branches, each with round ends; consecutive pieces share their end points.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from CTMicroSRLib.simulation.description import Label, Specimen
+from CTMicroSRLib.simulation.description import OUTSIDE_LUNG, Specimen
 from CTMicroSRLib.simulation.kernels import GAUSSIAN_RATIO, Kernel
 from CTMicroSRLib.simulation.scanner import ScannerSettings, clean_slice
 from CTMicroSRLib.simulation.slices import SOFTNESS, mean_plane, slice_weights
@@ -29,7 +29,6 @@ PLANE_VOXELS = 3
 
 LEAST_LUNG_SHARE = 0.3
 TRIES = 6
-NOT_LUNG = (Label.SOFT_TISSUE, Label.FAT, Label.BONE, Label.OUTSIDE_AIR)
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def _place(rng: np.random.Generator, labels_ji: NDArray[np.uint8], settings: Pai
     reach = settings.block_voxels * settings.scale - size - border
     for _ in range(TRIES):
         row, column = (int(v) for v in rng.integers(border, reach + 1, 2))
-        wall = np.isin(labels_ji[row : row + size : 8, column : column + size : 8], NOT_LUNG)
+        wall = np.isin(labels_ji[row : row + size : 8, column : column + size : 8], OUTSIDE_LUNG)
         if wall.mean() < 1.0 - LEAST_LUNG_SHARE:
             break
     return row, column

@@ -289,3 +289,16 @@ def test_an_exported_run_is_a_verified_model_with_calibration_and_metrics(tmp_pa
     model = load_model(folder, precision="fp32")
     assert_same_weights(load_file(folder / "model.safetensors"), load_file(tmp_path / "weights.safetensors"))
     assert model.network.scale == 4
+
+
+def test_a_run_starts_from_given_weights_and_refuses_what_is_not_theirs(tmp_path, pairs_folder):
+    settings = replace(SETTINGS, steps=2, checkpoint_steps=2)
+    trained(tmp_path / "first", settings, pairs_folder)
+    weights = tmp_path / "first" / "weights.safetensors"
+    still = replace(settings, learning_rate=0.0)
+    train(tmp_path / "second", still, pairs_folder=pairs_folder, initial=weights)
+    assert_same_weights(load_file(tmp_path / "second" / "weights.safetensors"), load_file(weights))
+    (tmp_path / "bait.safetensors").write_bytes(b"\x80\x04 a pickle, say")
+    for wrong in (tmp_path / "bait.safetensors", tmp_path / "missing.safetensors"):
+        with pytest.raises(ModelError, match="can't start this training"):
+            train(tmp_path / "third", settings, pairs_folder=pairs_folder, initial=wrong)

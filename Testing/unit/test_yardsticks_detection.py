@@ -11,8 +11,8 @@ from scipy.ndimage import gaussian_filter
 
 from CTMicroSRLib.errors import UsageError
 from CTMicroSRLib.evaluation.detection import DetectionRules, find_targets, measure_targets, summarise_detections
-from CTMicroSRLib.evaluation.edges import structures_of
 from CTMicroSRLib.evaluation.nodules import find_nodules, measure_nodules, summarise_nodules
+from CTMicroSRLib.evaluation.structures import structures_of
 from CTMicroSRLib.simulation.description import Description, Label, Nodule, Tubes
 from CTMicroSRLib.volume import Geometry, Volume
 

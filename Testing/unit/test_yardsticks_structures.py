@@ -14,13 +14,8 @@ from scipy.special import erf, ndtr, ndtri
 
 from CTMicroSRLib.errors import UsageError
 from CTMicroSRLib.evaluation.airway_walls import find_airways, measure_airways, summarise_airways
-from CTMicroSRLib.evaluation.edges import (
-    edge_rise_mm,
-    find_crossings,
-    find_vessel_edges,
-    measure_vessel_edges,
-    structures_of,
-)
+from CTMicroSRLib.evaluation.edges import edge_rise_mm, find_vessel_edges, measure_vessel_edges
+from CTMicroSRLib.evaluation.structures import find_crossings, structures_of
 from CTMicroSRLib.simulation.description import Description, Label, Nodule, Tubes
 from CTMicroSRLib.volume import Geometry, Volume
 
