@@ -20,6 +20,8 @@ WEIGHTS_FILE = "model.safetensors"
 Quantity = Literal["psf_fwhm_voxels", "log_noise_hu"]
 QUANTITIES: tuple[Quantity, ...] = ("psf_fwhm_voxels", "log_noise_hu")
 
+LARGEST_MEDIAN_VOXELS = 31
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -56,6 +58,24 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Postprocess:
+    """What is done to the network's result on the fine grid (P3), before it is made consistent with the scanner.
+
+    Attributes:
+        histogram_cells: every 32x32 cell gets the histogram of the scan there.
+        median_voxels: width of a median filter, odd; 0 for none.
+    """
+
+    histogram_cells: bool = False
+    median_voxels: int = 0
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to do."""
+        return self.histogram_cells or self.median_voxels > 1
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """What a model is and how it is to be run.
 
@@ -68,6 +88,7 @@ class ModelCard:
         planes: constant input planes, in order.
         result: ``pass`` (dropout off) or ``mean`` (of the passes, as in the Bayesian CycleGAN).
         calibration: of the uncertainty.
+        postprocess: of the result; the uncertainty stays that of the network.
         sha256: of the weights file.
         title, method, training_data, licence, command, metrics: for people.
     """
@@ -82,6 +103,7 @@ class ModelCard:
     planes: tuple[Plane, ...] = ()
     result: Literal["pass", "mean"] = "pass"
     calibration: Calibration = field(default_factory=Calibration)
+    postprocess: Postprocess = field(default_factory=Postprocess)
     title: str = ""
     method: str = ""
     training_data: str = ""
@@ -110,10 +132,19 @@ class ModelCard:
                 raise ModelError(f"The card of {self.name} has an impossible input plane; export it again.")
         if not (0 <= self.calibration.scale < math.inf and 0 <= self.calibration.floor_hu < math.inf):
             raise ModelError(f"The card of {self.name} has an impossible calibration; export it again.")
+        width = self.postprocess.median_voxels
+        if width and not (0 < width <= LARGEST_MEDIAN_VOXELS and width % 2):
+            raise ModelError(
+                f"The card of {self.name} has a median of {width} voxels, not an odd number up to "
+                f"{LARGEST_MEDIAN_VOXELS}; export it again."
+            )
 
     def to_json(self) -> str:
-        """The card as JSON text."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
+        """The card as JSON text; without a post-processing, versions that know none read it too."""
+        content = asdict(self)
+        if self.postprocess == Postprocess():
+            del content["postprocess"]
+        return json.dumps({"format": FORMAT, **content}, indent=2) + "\n"
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -148,6 +179,9 @@ def _card_from(content: dict[str, Any]) -> ModelCard:
         for plane in content.pop("planes", ())
     )
     calibration = {key: float(value) for key, value in content.pop("calibration", {}).items()}
+    postprocess = Postprocess(**content.pop("postprocess", {}))
+    if type(postprocess.histogram_cells) is not bool or type(postprocess.median_voxels) is not int:
+        raise TypeError("postprocess is not a yes or no and a whole number")
     for key in ("name", "architecture", "sha256"):
         if not isinstance(content[key], str):
             raise TypeError(f"{key} is not text")
@@ -158,5 +192,6 @@ def _card_from(content: dict[str, Any]) -> ModelCard:
         window=IntensityWindow(float(window["low_hu"]), float(window["high_hu"])),
         planes=planes,
         calibration=Calibration(**calibration),
+        postprocess=postprocess,
         **content,
     )

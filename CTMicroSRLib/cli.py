@@ -186,6 +186,7 @@ def _add_info(subparsers: Subparsers) -> None:
     parser = _command(subparsers, "info", "what a scan is, and what super-resolving it would cost", commands.info)
     parser.add_argument("input", type=Path)
     _add_region(parser)
+    parser.add_argument("--passes", type=int, metavar="T", help="the time with an uncertainty of T passes")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -247,29 +248,98 @@ def _add_simulate(subparsers: Subparsers) -> None:
 
 
 def _add_train(subparsers: Subparsers) -> None:
-    parser = _command(subparsers, "train", "train a model", commands.train)
-    parser.add_argument("method", choices=("supervised",), help="supervised: on simulated pairs")
+    from CTMicroSRLib.training.methods import METHODS
+
+    parser = _command(subparsers, "train", "train a method of the papers, or the shipped model", commands.train)
+    parser.add_argument(
+        "method",
+        choices=("supervised", *METHODS),
+        metavar="METHOD",
+        help=f"{', '.join(METHODS)}; or supervised, which made the shipped model",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="RUN", help="run folder")
-    parser.add_argument("--steps", type=int, help="training steps (default: those of the shipped model)")
-    parser.add_argument("--specimens", type=int, help="simulated specimens (default: those of the shipped model)")
+    parser.add_argument("--steps", type=int, help="training steps (default: the preset's)")
+    parser.add_argument("--specimens", type=int, help="simulated specimens, where no scans are given")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--loss", choices=("l1", "l2"), default="l1")
-    parser.add_argument("--learning-rate", type=float, metavar="X", help="highest rate (default: the shipped model's)")
-    parser.add_argument("--initial", type=Path, metavar="FILE", help="weights (.safetensors) to start from")
     parser.add_argument("--stop-at", type=int, metavar="STEP", help="stop early, on the schedule of --steps")
     parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
+    parser.add_argument("--progress", choices=("auto", "json", "none"), default="auto", help="bar, JSON or nothing")
+    _add_scans(parser.add_argument_group("scans", "without them, specimens are simulated"))
+    own = parser.add_argument_group("the papers' methods")
+    own.add_argument("--preset", metavar="NAME", help="one of the method's presets, or a .json file of settings")
+    own.add_argument("--set", action="append", metavar="KEY=VALUE", help="one setting; may be given again")
+    own.add_argument("--scale", type=int, metavar="N", help="2, 4 or 8")
+    own.add_argument("--batch", type=int, metavar="N", help="patches per step, over all devices")
+    own.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    own.add_argument("--devices", type=int, default=1, metavar="N", help="devices of this machine; torchrun does more")
+    own.add_argument("--precision", choices=("32-true", "bf16-mixed"))
+    own.add_argument("--name", help="the model's name on its card (default: METHOD-8x)")
+    own.add_argument("--calibrate", action="store_true", help="fit the uncertainty to simulated validation cases")
+    shipped = parser.add_argument_group("supervised")
+    shipped.add_argument("--loss", choices=("l1", "l2"), default="l1")
+    shipped.add_argument("--learning-rate", type=float, metavar="X", help="highest rate (default: the shipped model's)")
+    shipped.add_argument("--initial", type=Path, metavar="FILE", help="weights (.safetensors) to start from")
+
+
+def _add_scans(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--clinical", type=Path, nargs="+", metavar="SCAN", help="clinical CTs: files or DICOM folders")
+    group.add_argument("--micro", type=Path, nargs="+", metavar="SCAN", help="micro-CTs of other specimens")
+    group.add_argument("--clinical-mask", type=Path, nargs="+", metavar="FILE", help="lung masks (default: segmented)")
+    group.add_argument("--micro-mask", type=Path, nargs="+", metavar="FILE", help="masks of the specimens")
+    group.add_argument("--clinical-window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="HU (-1000 2500)")
+    group.add_argument("--micro-window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="grey values (0 15000)")
+    group.add_argument("--patch", type=int, metavar="N", help="coarse patch's edge in voxels (32)")
+    group.add_argument("--patches-per-case", type=int, metavar="N", help="patches from each scan (2000)")
+    group.add_argument("--patches", type=Path, metavar="FOLDER", help="patches of an earlier run instead of scans")
 
 
 def _add_evaluate(subparsers: Subparsers) -> None:
-    parser = _command(subparsers, "evaluate", "measure a model on simulated truth", commands.evaluate)
-    parser.add_argument("models", nargs="+", metavar="RUN_OR_MODEL")
-    parser.add_argument("--protocol", choices=("simulated",), default="simulated")
-    parser.add_argument("--output", type=Path, required=True, metavar="TABLE", help="table: .md, .html, .csv or .json")
-    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="one case's crop through every method")
-    parser.add_argument("--set", default="test-1", metavar="NAME", help="named set of cases (test-1)")
-    parser.add_argument("--cases", type=int, metavar="N", help="only the set's first N cases")
-    parser.add_argument("--quick", action="store_true", help="image quality only, no other yardsticks")
+    parser = _command(subparsers, "evaluate", "compare models: one table, one figure", commands.evaluate)
+    parser.add_argument(
+        "models", nargs="+", metavar="RUN_OR_MODEL", help="training runs, model folders or installed models' names"
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=("simulated", "micro-self", "ct-self", "synthesized"),
+        default="simulated",
+        help="simulated: simulated scans and their truth (default); micro-self: micro-CT shrunk, compared with itself; "
+        "ct-self: clinical CT shrunk, compared with itself; synthesized: clinical-like images made from micro-CT",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="TABLE",
+        help="table: .md, .html, .csv or .json; a name without suffix, or a folder (FOLDER/), writes all four",
+    )
+    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="one case's crops through every method")
+    parser.add_argument(
+        "--variants",
+        choices=("all", "default", "papers"),
+        default="all",
+        help="runs of each model: all with every consistency and misjudged point spreads (default), default without "
+        "and with consistency, papers the network alone",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    simulated = parser.add_argument_group("simulated specimens")
+    simulated.add_argument("--set", metavar="NAME", help="named set of cases (test-1)")
+    simulated.add_argument("--cases", type=int, metavar="N", help="only the set's first N cases")
+    simulated.add_argument("--quick", action="store_true", help="image quality only, no other yardsticks")
+    simulated.add_argument("--processes", type=int, metavar="N", help="that share the cases (as many as processors)")
+    files = parser.add_argument_group("files of your own")
+    files.add_argument("--clinical", type=Path, nargs="+", default=(), metavar="FILE", help="scans for ct-self")
+    files.add_argument(
+        "--micro", type=Path, nargs="+", default=(), metavar="FILE", help="micro-CT instead of simulated ones"
+    )
+    files.add_argument(
+        "--micro-window",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="micro-CT grey values that stand for -1000 and 2500 HU",
+    )
+    files.add_argument("--slices", type=int, metavar="N", help="of each volume, evenly spaced (8)")
+    files.add_argument("--synthesizer", metavar="MODEL", help="folder of a two-stage run's synthesize network")
     _add_progress(parser)
 
 

@@ -114,10 +114,15 @@ def info(options: Namespace) -> None:
     from CTMicroSRLib.lungs import segment_lungs
     from CTMicroSRLib.plan import make_plan
     from CTMicroSRLib.session import load_model
+    from CTMicroSRLib.superresolve import check_has_dropout
 
     region = _region(options.region)
+    if options.passes is not None and not 2 <= options.passes <= 1000:
+        raise UsageError(f"{options.passes} passes are not possible; choose 2 to 1000.")
     volume = read_volume(options.input)
     model = load_model(options.model, device=options.device, precision=options.precision)
+    if options.passes is not None:
+        check_has_dropout(model)
     mask = None if options.mask is None else read_mask(options.mask, volume.geometry)
     if mask is None and region == "lungs":
         mask = segment_lungs(volume).array_kji.astype(bool)
@@ -131,7 +136,7 @@ def info(options: Namespace) -> None:
     )
     from CTMicroSRLib.cost import estimate_cost
 
-    cost = estimate_cost(plan, model)
+    cost = estimate_cost(plan, model, passes=options.passes)
     output = plan.output_geometry
     facts = {
         "input": str(options.input),
@@ -270,6 +275,22 @@ def _cases(options: Namespace, given: list[str]) -> Any:  # noqa: ANN401 - CaseS
 
 def train(options: Namespace) -> None:
     """``ctmicrosr train``."""
+    if options.method != "supervised":
+        from CTMicroSRLib.training.command import train_method
+
+        with _progress(options) as progress:
+            folder = train_method(options, progress)
+        if folder is None and options.stop_at == 0:
+            _say(f"{options.output}: the patches are made; train on them without --stop-at 0")
+        elif folder is None:
+            _say(f"{options.output}: stopped at step {options.stop_at}; go on with --resume")
+        else:
+            _say(f"{folder}: a model folder for --model")
+        return
+    _train_supervised(options)
+
+
+def _train_supervised(options: Namespace) -> None:
     import torch
 
     from CTMicroSRLib.simulation.sets import HELD_OUT_SEEDS
@@ -303,26 +324,37 @@ def train(options: Namespace) -> None:
 
 def evaluate(options: Namespace) -> None:
     """``ctmicrosr evaluate``."""
-    from CTMicroSRLib.evaluation.tables import check_table_path, markdown, write_table
+    from CTMicroSRLib.evaluation.protocols import ProtocolOptions, prepare_protocol, run_protocol
+    from CTMicroSRLib.evaluation.tables import markdown, table_paths, write_table
 
-    check_table_path(options.output)
-    _check_free(options.output, options.overwrite)
+    paths = table_paths(options.output)
+    folder = paths[0].parent
+    if options.output.endswith(("/", os.sep)) and folder.parent.is_dir():
+        folder.mkdir(exist_ok=True)
+    for path in paths:
+        _check_free(path, options.overwrite)
     if options.figure is not None:
         _check_figure(options.figure, options.overwrite)
-    from CTMicroSRLib.evaluation.simulated import evaluate_models
-    from CTMicroSRLib.simulation.sets import case_set
-
-    cases = case_set(options.set)
-    cases = cases if options.cases is None else cases.first(options.cases)
+    window = None if options.micro_window is None else tuple(options.micro_window)
+    asked = ProtocolOptions(
+        **{name: getattr(options, name) for name in ("protocol", "variants", "set", "cases", "quick", "processes")},
+        **{name: getattr(options, name) for name in ("slices", "synthesizer", "device")},
+        micro=tuple(options.micro),
+        micro_window=window,
+        clinical=tuple(options.clinical),
+    )
+    prepare_protocol(asked)
     with _progress(options) as progress:
-        table, shown = evaluate_models(
-            options.models, cases, progress, yardsticks=not options.quick, workers=os.cpu_count() or 1
-        )
-    write_table(table, options.output)
+        table, shown = run_protocol(options.models, asked, progress, processes=os.cpu_count() or 1)
+    for path in paths:
+        write_table(table, path)
     if options.figure is not None:
         from CTMicroSRLib.evaluation.crops_figure import draw_crops
 
         draw_crops(shown, options.figure)
+    if isinstance(progress, JsonProgress):
+        progress.event("done", files=[str(path) for path in paths])
+        return
     _say(markdown(table))
 
 

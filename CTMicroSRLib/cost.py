@@ -34,21 +34,21 @@ class Cost:
     seconds: float | None
 
 
-def estimate_cost(plan: Plan, model: Model | None, *, volumes: int = 1, passes_share: float = 1.0) -> Cost:
+def estimate_cost(plan: Plan, model: Model | None, *, volumes: int = 1, passes: int | None = None) -> Cost:
     """Estimate a run.
 
     Args:
         plan: the run.
         model: loaded model to time a tile with; None leaves the time out.
         volumes: output volumes (2 with uncertainty).
-        passes_share: work by voxel relative to one pass.
+        passes: those of the uncertainty, which are timed with the result; None for the result alone.
     """
     voxels = plan.network_voxels()
     fine = int(np.prod(plan.output_geometry.size_ijk, dtype=np.int64))
     fine_slice = plan.window.size_ijk[0] * plan.window.size_ijk[1] * plan.scale**2
     tile = min(plan.largest_tile + 2 * plan.halo, max(plan.window.size_ijk[:2])) ** 2
     scan_bytes = 2 * int(np.prod(plan.input_geometry.size_ijk, dtype=np.int64))
-    seconds = None if model is None else voxels * seconds_per_voxel(model) * passes_share
+    seconds = None if model is None else voxels * seconds_per_voxel(model, passes)
     return Cost(
         cells=round(voxels / 1024),
         network_voxels=voxels,
@@ -59,17 +59,26 @@ def estimate_cost(plan: Plan, model: Model | None, *, volumes: int = 1, passes_s
     )
 
 
-def seconds_per_voxel(model: Model) -> float:
-    """Seconds by coarse voxel: the faster of two passes over a small tile, after a first one to warm up."""
+def seconds_per_voxel(model: Model, passes: int | None = None) -> float:
+    """Seconds by coarse voxel: the faster of two runs over a small tile, after a first one to warm up.
+
+    Args:
+        model: the model.
+        passes: also time the uncertainty's passes; None for the result alone.
+    """
     import torch
 
     from CTMicroSRLib.networks.generator import WHOLE
     from CTMicroSRLib.session import ScanConditions
 
     tile = torch.full((PROBE_VOXELS, PROBE_VOXELS), -800.0)
+    conditions = ScanConditions(1.8, 15.0)
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        model.run(tile, WHOLE, ScanConditions(1.8, 15.0)).cpu()
+        if passes is None:
+            model.run(tile, WHOLE, conditions).cpu()
+        else:
+            model.run_passes(tile, WHOLE, conditions, passes=passes, seed=0)
         seconds.append(time.perf_counter() - start)
     return min(seconds[1:]) / PROBE_VOXELS**2

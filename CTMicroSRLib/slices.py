@@ -1,9 +1,9 @@
-"""Computing one slice: interpolate, run the network's tiles, stitch, make consistent, round."""
+"""Computing one slice: interpolate, run the network's tiles, stitch, post-process, make consistent, round."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from torch.nn import functional
 
 from CTMicroSRLib.consistency import ConsistencySettings, ScannerConsistency, measure
 from CTMicroSRLib.networks.generator import Border
-from CTMicroSRLib.plan import SlicePlan
+from CTMicroSRLib.plan import Plan, SlicePlan
+from CTMicroSRLib.postprocessing import match_histograms_by_cell, median_filter
 from CTMicroSRLib.session import ScanConditions
-from CTMicroSRLib.tiles import Rectangle, tile_of
+from CTMicroSRLib.tiles import CELL_VOXELS, Rectangle, needed_cells, tile_of
 from CTMicroSRLib.uncertainty import calibrated
 from CTMicroSRLib.volume import AIR_HU
 
@@ -42,6 +43,8 @@ class SliceEngine:
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
         self.plan, self.model, self.options = prepared.plan, prepared.model, prepared.options
+        if self.model.card.postprocess.histogram_cells:
+            self.plan = _with_whole_cells(self.plan)
         spacing_i, spacing_j, _ = prepared.volume.geometry.spacing_mm
         acquisition = prepared.acquisition
         self.conditions = ScanConditions(
@@ -88,6 +91,9 @@ class SliceEngine:
         for rectangle in slice_plan.rectangles[:runs]:
             check()
             self._run_rectangle(coarse, rectangle, slice_plan.weights_ji, fine, deviation)
+        if self.model.card.postprocess.needed:
+            with watch.stage("postprocess"):
+                self._postprocess(inside, slice_plan.weights_ji, fine)
         with watch.stage("consistency"):
             remaining = self.consistency.apply(fine, inside)
             self._residuals.append(tuple(measure(self._crop(remaining, 1))))  # type: ignore[arg-type]
@@ -154,6 +160,26 @@ class SliceEngine:
         image = statistics.mean if self.averaged else statistics.plain
         return image, calibrated(statistics.standard_deviation, self.model.card.calibration)
 
+    def _postprocess(self, inside: Tensor, weights_ji: NDArray[np.float32] | None, fine: Tensor) -> None:
+        """What the card asks for, in place, as far as the network's result counts.
+
+        The standard deviation stays as it is: it is the network's, of the value before.
+        """
+        wanted, window = self.model.card.postprocess, self.plan.window
+        array = fine.cpu().numpy()
+        if wanted.histogram_cells:
+            cells = None if weights_ji is None else needed_cells(weights_ji)
+            start = (window.j[0], window.i[0])
+            array = match_histograms_by_cell(array, inside.cpu().numpy(), self.plan.scale, start_ji=start, cells=cells)
+        if wanted.median_voxels > 1:
+            array = median_filter(array, wanted.median_voxels)
+        weights = _fine_weights(weights_ji, window.j, window.i, self.plan.scale, fine.device)
+        processed = torch.from_numpy(array).to(fine.device)
+        if weights is None:
+            fine.copy_(processed)
+        else:
+            fine.lerp_(processed, weights)
+
     def _crop(self, image: Tensor, scale: int) -> Tensor:
         """The region's part of an image of the window."""
         region, window = self.plan.region, self.plan.window
@@ -168,6 +194,21 @@ class SliceEngine:
             target.copy_(rows.round_().clamp_(limits.min, limits.max))
         array: Int16 = rounded.cpu().numpy()
         return array
+
+
+def _with_whole_cells(plan: Plan) -> Plan:
+    """The plan with a window that ends where cells do, so that a region's cells are those of the whole slice.
+
+    The network runs on whole cells in any case.
+    """
+
+    def outwards(span: tuple[int, int], size: int) -> tuple[int, int]:
+        return span[0] // CELL_VOXELS * CELL_VOXELS, min(size, -(-span[1] // CELL_VOXELS) * CELL_VOXELS)
+
+    columns, rows, _ = plan.input_geometry.size_ijk
+    return replace(
+        plan, window=replace(plan.window, i=outwards(plan.window.i, columns), j=outwards(plan.window.j, rows))
+    )
 
 
 def _fine_part(

@@ -176,17 +176,16 @@ def prepare(volume: Volume, options: Options, mask: Bool | None, progress: Progr
     check_is_ct(volume)
     if mask is not None and mask.shape != volume.array_kji.shape:
         raise UsageError(f"The mask's shape {mask.shape} is not the scan's {volume.array_kji.shape}; use one grid.")
+    progress.update("loading the model", 0, 1)
     with stopwatch.stage("model"):
         model = (
             options.model
             if isinstance(options.model, Model)
             else load_model(options.model, device=options.device, precision=options.precision)
         )
-    if options.uncertainty and not (model.network.dropout_channels and model.network.dropout_rate > 0):
-        raise UsageError(
-            f"The model {model.card.name} has no dropout to tell its uncertainty from; leave the uncertainty out or "
-            "choose another model."
-        )
+    progress.update("loading the model", 1, 1)
+    if options.uncertainty:
+        check_has_dropout(model)
     if min(volume.array_kji.shape[1:]) < model.network.smallest:
         raise RefusedInputError(
             f"The slices are smaller than the {model.network.smallest} voxels that {model.card.name} needs; give the "
@@ -211,6 +210,19 @@ def prepare(volume: Volume, options: Options, mask: Bool | None, progress: Progr
             volume, psf_fwhm_mm=options.psf_fwhm_mm, noise_hu=options.noise_hu, progress=progress
         )
     return Prepared(volume, options, model, plan, acquisition, stopwatch, warnings)
+
+
+def check_has_dropout(model: Model) -> None:
+    """Refuse an uncertainty that the model can't tell.
+
+    Raises:
+        UsageError: its network has no dropout.
+    """
+    if not (model.network.dropout_channels and model.network.dropout_rate > 0):
+        raise UsageError(
+            f"The model {model.card.name} has no dropout to tell its uncertainty from; leave the uncertainty out or "
+            "choose another model."
+        )
 
 
 def coarse_pixel_warnings(geometry: Geometry) -> tuple[str, ...]:

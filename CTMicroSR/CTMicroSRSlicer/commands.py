@@ -72,7 +72,8 @@ def segmentArguments(files: RunFiles) -> list[str]:
 
 def infoArguments(settings: RunSettings, files: RunFiles) -> list[str]:
     """Arguments that say what a run would cost."""
-    return ["info", str(files.input), *_regionArguments(settings, files), "--json"]
+    passes = ["--passes", str(settings.passes)] if settings.uncertainty else []
+    return ["info", str(files.input), *_regionArguments(settings, files), *passes, "--json"]
 
 
 def superresArguments(settings: RunSettings, files: RunFiles) -> list[str]:

@@ -7,12 +7,17 @@ import html
 import io
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from CTMicroSRLib.errors import UsageError
-from CTMicroSRLib.evaluation.simulated import Row, Table
+from CTMicroSRLib.evaluation.candidates import Candidate
+from CTMicroSRLib.evaluation.published import Published, published_for
+from CTMicroSRLib.evaluation.results import Row, Table
+from CTMicroSRLib.evaluation.variants import ALONE
 
 SUFFIXES = (".md", ".html", ".csv", ".json")
 
@@ -49,11 +54,57 @@ TRUST: Columns = {
     "bias_vein_hu": ("vein", "{:+.0f}"),
     "bias_nodule_hu": ("nodule", "{:+.0f}"),
 }
+PAPERS: Columns = {
+    "paper_psnr_db": ("PSNR dB (peak 1 on [-1, 1])", "{:.2f}"),
+    "paper_ssim": ("SSIM (one window)", "{:.4f}"),
+    "m_hum": ("m-HuM (I2)", "{:.3f}"),
+    "m_hum_mean_of_minima": ("m-HuM, mean of slices", "{:.3f}"),
+    "m_hum_median_of_minima": ("m-HuM, median of slices", "{:.3f}"),
+}
+TO_INPUT: Columns = {
+    "scan_residual_noise": ("scanned again, residual / noise", "{:.2f}"),
+    "block_residual_hu": ("block means, residual HU", "{:.1f}"),
+    "ause": ("uncertainty: AUSE", "{:.3f}"),
+    "ause_of_chance": ("AUSE of chance", "{:.3f}"),
+}
 PARTS: tuple[tuple[str, Columns], ...] = (
     ("Image quality", QUALITY),
+    ("The papers' own metrics", PAPERS),
+    ("Against the input, and uncertainty", TO_INPUT),
     ("Structures against their description", STRUCTURES),
     ("Spectra, false structures and bias by tissue", TRUST),
 )
+
+
+FOLDER_TABLE = "evaluation"
+"""Name of the tables, without suffix, where the output is a folder."""
+
+
+def with_published(rows: Sequence[Row], candidates: Sequence[Candidate], protocol: str) -> list[Row]:
+    """The rows, those of a candidate's network alone (what the papers ran) with what they say of its method."""
+    of_start = {f"{candidate.label}, {ALONE}": published_for(candidate.card, protocol) for candidate in candidates}
+    return [
+        replace(row, published=next((of_start[start] for start in of_start if row.method.startswith(start)), {}))
+        for row in rows
+    ]
+
+
+def table_paths(output: str) -> tuple[Path, ...]:
+    """The files that an output names: one with a suffix; all kinds for a folder or a name without.
+
+    A name that ends with a slash is a folder, which need not exist yet; the tables in it are called
+    :data:`FOLDER_TABLE`.
+
+    Raises:
+        UsageError: another suffix than :data:`SUFFIXES`.
+    """
+    path = Path(output)
+    if output.endswith(("/", os.sep)) or path.is_dir():
+        path = path / FOLDER_TABLE
+    elif path.suffix:
+        check_table_path(path)
+        return (path,)
+    return tuple(path.with_name(path.name + suffix) for suffix in SUFFIXES)
 
 
 def check_table_path(path: Path) -> None:
@@ -104,13 +155,15 @@ def as_html(table: Table) -> str:
 
 
 def as_csv(table: Table) -> str:
-    """Every number of every method, empty where there is none."""
+    """Every number of every method and the papers' beside them, empty where there is none."""
     keys = list(dict.fromkeys(key for row in table.rows for key in row.numbers))
+    told = list(dict.fromkeys(key for row in table.rows for key in row.published if key in keys))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", *keys])
+    writer.writerow(["method", *keys, *(f"{key}, the paper's (another data set)" for key in told)])
     for row in table.rows:
-        writer.writerow([row.method, *(row.numbers.get(key, "") for key in keys)])
+        papers = (row.published[key].value if key in row.published else "" for key in told)
+        writer.writerow([row.method, *(row.numbers.get(key, "") for key in keys), *papers])
     return text.getvalue()
 
 
@@ -122,7 +175,9 @@ def as_json(table: Table) -> str:
 def as_plain(table: Table) -> dict[str, Any]:
     """The table as what JSON holds: a row's numbers beside its method, None for what does not exist."""
     rows = [
-        {"method": row.method} | {key: value if math.isfinite(value) else None for key, value in row.numbers.items()}
+        {"method": row.method}
+        | {key: value if math.isfinite(value) else None for key, value in row.numbers.items()}
+        | ({"published": [asdict(number) for number in row.published.values()]} if row.published else {})
         for row in table.rows
     ]
     return {"rows": rows, "coverage": table.coverage, "protocol": table.protocol}
@@ -140,8 +195,15 @@ def _parts(table: Table) -> list[tuple[str, Columns, list[Row]]]:
 
 
 def _cells(row: Row, columns: Columns) -> list[str]:
-    values = ((row.numbers.get(key, math.nan), form) for key, (_, form) in columns.items())
-    return [form.format(value) if not math.isnan(value) else "" for value, form in values]
+    return [_cell(row.numbers.get(key, math.nan), form, row.published.get(key)) for key, (_, form) in columns.items()]
+
+
+def _cell(value: float, form: str, published: Published | None) -> str:
+    """A number, and the paper's beside it."""
+    own = "" if math.isnan(value) else form.format(value)
+    if published is None:
+        return own
+    return f"{own} (the paper's: {published.value:g}, another data set)".strip()
 
 
 def _notes(table: Table) -> list[str]:
@@ -154,12 +216,23 @@ def _notes(table: Table) -> list[str]:
                 f" It ranks the errors with an AUSE of {numbers['AUSE']:.3f} (chance: {numbers['AUSE of chance']:.3f})."
             )
         notes.append("")
-    protocol = table.protocol
-    notes.append(
+    shown = {key for _, columns in PARTS for key in columns}
+    told = [number for row in table.rows for key, number in row.published.items() if key in shown]
+    for source in dict.fromkeys((n.paper, n.table, n.protocol, n.note) for n in told):
+        paper, number, of_protocol, note = source
+        notes += [f"The paper's numbers of {paper}, table {number} ({of_protocol}): {note}.", ""]
+    notes.append(_measured_on(table.protocol))
+    return notes
+
+
+def _measured_on(protocol: Mapping[str, Any]) -> str:
+    """The protocol in a sentence."""
+    if "text" in protocol:
+        return f"{protocol['text']} Computed on {protocol['machine']}."
+    return (
         f"{protocol['cases']} simulated specimens of {protocol.get('set', 'own cases')}, seeds {protocol['seeds']}; "
         f"{protocol['machine']}."
     )
-    return notes
 
 
 def _line(cells: list[str]) -> str:

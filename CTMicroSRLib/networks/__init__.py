@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from CTMicroSRLib.errors import ModelError
@@ -10,9 +11,22 @@ from CTMicroSRLib.errors import ModelError
 if TYPE_CHECKING:
     from CTMicroSRLib.networks.generator import Generator
 
-ARCHITECTURES = ("compact", "sr-cyclegan")
-"""Architectures a card can name."""
+_CLASSES = {
+    "compact": ("compact", "CompactGenerator"),
+    "sr-cyclegan": ("sr_cyclegan", "ClinicalToMicroGenerator"),
+    "down-blocks": ("down_blocks", "DownBlocksGenerator"),
+    "resnet": ("resnet", "ResnetGenerator"),
+    "unit": ("unit", "UnitGenerator"),
+    "srresnet": ("srresnet", "SrResnetGenerator"),
+    "rrdb": ("rrdb", "RrdbGenerator"),
+    "unet": ("unet", "UnetGenerator"),
+    "cincgan": ("cincgan", "CinCGenerator"),
+    "pseudo-sr": ("pseudo_sr", "PseudoSrGenerator"),
+}
+"""File and class of every architecture; the file is imported when a network of it is built."""
 
+ARCHITECTURES = tuple(_CLASSES)
+"""Architectures a card can name."""
 
 LARGEST_PARAMETER = 4096
 """No architecture has more channels, blocks or planes; a card that says so is damaged."""
@@ -24,21 +38,16 @@ def build_network(architecture: str, parameters: Mapping[str, Any]) -> Generator
     Raises:
         ModelError: an unknown architecture, or parameters that it does not have.
     """
-    from CTMicroSRLib.networks.compact import CompactGenerator
-    from CTMicroSRLib.networks.sr_cyclegan import ClinicalToMicroGenerator
-
-    classes: dict[str, type[Generator]] = {
-        "compact": CompactGenerator,
-        "sr-cyclegan": ClinicalToMicroGenerator,
-    }
-    if architecture not in classes:
+    if architecture not in _CLASSES:
         raise ModelError(
             f"The architecture {architecture!r} is unknown (known: {', '.join(ARCHITECTURES)}); update CTMicroSR."
         )
+    file, name = _CLASSES[architecture]
+    generator: type[Generator] = getattr(import_module(f"{__name__}.{file}"), name)
     try:
         if any(isinstance(value, int) and value > LARGEST_PARAMETER for value in parameters.values()):
             raise ValueError(f"a number is above {LARGEST_PARAMETER}")
-        network = classes[architecture](**parameters)
+        network = generator(**parameters)
         if not 0.0 <= network.dropout_rate < 1.0:
             raise ValueError(f"dropout_rate is {network.dropout_rate}")
     except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:

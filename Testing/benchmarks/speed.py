@@ -28,8 +28,9 @@ from CTMicroSRLib.files import read_volume
 from CTMicroSRLib.intensity import IntensityWindow
 from CTMicroSRLib.jobs import Job, run_job
 from CTMicroSRLib.models import sha256_of
-from CTMicroSRLib.networks.generator import WHOLE, Border
-from CTMicroSRLib.networks.sr_cyclegan import ClinicalToMicroGenerator, freeze_norms
+from CTMicroSRLib.networks.freezing import freeze_norms
+from CTMicroSRLib.networks.generator import WHOLE, Border, Generator
+from CTMicroSRLib.networks.sr_cyclegan import ClinicalToMicroGenerator
 from CTMicroSRLib.progress import SilentProgress
 from CTMicroSRLib.report import peak_memory_mb
 from CTMicroSRLib.session import Model, ScanConditions, load_model
@@ -61,14 +62,14 @@ def middle_slice(volume: Volume, size: int) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(plane[rows : rows + size, columns : columns + size]))
 
 
-def faithful(volume: Volume) -> tuple[ClinicalToMicroGenerator, ClinicalToMicroGenerator]:
+def faithful(volume: Volume) -> tuple[ClinicalToMicroGenerator, Generator]:
     """The faithful generator with seeded random weights, as it is and with norms frozen on the scan."""
     torch.manual_seed(0)
     network = ClinicalToMicroGenerator().eval()
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.normal_(module.weight, std=0.02)
-    frozen = freeze_norms(network, [WINDOW.normalise(middle_slice(volume, 128))[None, None]])
+    frozen = freeze_norms(network, {}, "sr-cyclegan", [WINDOW.normalise(middle_slice(volume, 128))[None, None]])
     return network, frozen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from CTMicroSRLib.card import ModelCard
 from CTMicroSRLib.intensity import IntensityWindow
 from CTMicroSRLib.models import sha256_of
 from CTMicroSRLib.volume import Geometry, Volume
+
+if str(Path(__file__).parent) not in sys.path:  # for method_steps, which several files import
+    sys.path.insert(0, str(Path(__file__).parent))
 
 # Time on a shared machine says nothing about an example, and the first one imports torch.
 settings.register_profile("unit", deadline=None)
@@ -26,7 +30,7 @@ def random_network(architecture, parameters, *, seed=0, gain=0.3):
     import torch
 
     from CTMicroSRLib.networks import build_network
-    from CTMicroSRLib.networks.sr_cyclegan import FrozenNorm
+    from CTMicroSRLib.networks.norms import FrozenNorm
 
     generator = torch.Generator().manual_seed(seed)
     network = build_network(architecture, parameters)

@@ -392,6 +392,21 @@ def test_info_says_what_it_is_and_what_it_would_cost_and_writes_nothing(ctmicros
     assert sorted(f.name for f in tmp_path.iterdir()) == ["scan.nrrd"]
 
 
+def test_info_times_the_passes_of_an_uncertainty(command_model):
+    from CTMicroSRLib.cost import seconds_per_voxel
+    from CTMicroSRLib.session import load_model
+
+    model, timed = load_model(command_model, precision="fp32"), []
+    passes_of_it = model.run_passes
+    model.run_passes = lambda *tile, passes, seed: timed.append(passes) or passes_of_it(*tile, passes=passes, seed=seed)
+    assert seconds_per_voxel(model, passes=7) > 0
+    assert set(timed) == {7}
+
+
+def test_info_refuses_passes_that_a_model_cant_make(ctmicrosr, command_model, scan):
+    assert ctmicrosr("info", scan, "--model", command_model, "--passes", "1").status == 2
+
+
 def test_a_model_is_imported_listed_shown_verified_used_and_removed(ctmicrosr, command_model, scan, tmp_path):
     assert ctmicrosr("models", "import", command_model).status == 0
     assert "small" in ctmicrosr("models", "list").stdout

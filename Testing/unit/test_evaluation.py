@@ -10,19 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from CTMicroSRLib.errors import CancelledError, UsageError
-from CTMicroSRLib.evaluation.crops_figure import draw_crops
+from CTMicroSRLib.errors import CancelledError, ModelError, UsageError
+from CTMicroSRLib.evaluation.candidates import find_candidates
+from CTMicroSRLib.evaluation.crops_figure import draw_crops, plainest_crop, readable
 from CTMicroSRLib.evaluation.interpolators import INTERPOLATORS
 from CTMicroSRLib.evaluation.metrics import PEAK_HU, psnr_db, quality, ssim
-from CTMicroSRLib.evaluation.simulated import (
-    Row,
-    Table,
-    back_projected,
-    coverage,
-    evaluate_models,
-    model_variants,
-)
-from CTMicroSRLib.evaluation.tables import SUFFIXES, as_plain, markdown, write_table
+from CTMicroSRLib.evaluation.published import PUBLISHED, published_for
+from CTMicroSRLib.evaluation.residuals import input_residual
+from CTMicroSRLib.evaluation.results import Row, Table, coverage
+from CTMicroSRLib.evaluation.simulated import back_projected, evaluate_models
+from CTMicroSRLib.evaluation.tables import SUFFIXES, as_plain, markdown, table_paths, with_published, write_table
+from CTMicroSRLib.evaluation.variants import Scanner, model_variants
 from CTMicroSRLib.evaluation.yardsticks import prepare_reference, read_image, summarise
 from CTMicroSRLib.progress import SilentProgress
 from CTMicroSRLib.session import load_model
@@ -172,7 +170,8 @@ def small_case():
 
 
 def test_a_models_variants_are_the_consistencies_and_the_misjudged_point_spreads(tiny_model, small_case):
-    variants = dict(model_variants(load_model(tiny_model, precision="fp32"), small_case))
+    clinical, scanner = small_case.scan.clinical, Scanner(SMALL.psf_fwhm_mm, SMALL.image_noise_hu)
+    variants = dict(model_variants(load_model(tiny_model, precision="fp32"), "tiny", clinical, scanner))
     assert list(variants) == [
         "tiny, consistency off",
         "tiny, scan (default)",
@@ -216,7 +215,11 @@ def test_a_table_has_every_method_and_names_what_it_was_measured_on(tiny_model, 
 
 def test_a_quick_evaluation_reads_image_quality_alone(tiny_model):
     table, _ = evaluate_models([str(tiny_model)], ONE_CASE, SilentProgress(), yardsticks=False)
-    assert all(set(row.numbers) == {"psnr_db", "ssim", "ssim_lung_window", "mae_hu"} for row in table.rows)
+    quick = {"psnr_db", "ssim", "ssim_lung_window", "mae_hu", "paper_psnr_db", "paper_ssim"}
+    quick |= {"m_hum", "m_hum_mean_of_minima", "m_hum_median_of_minima", "scan_residual_noise", "block_residual_hu"}
+    for row in table.rows:
+        assert set(row.numbers) - {"ause", "ause_of_chance"} == quick
+        assert ("ause" in row.numbers) == (row.method == "tiny, scan (default)")
 
 
 def test_the_truth_itself_passes_every_yardstick(small_case):
@@ -318,3 +321,186 @@ def test_processes_that_share_the_cases_give_the_same_numbers(tiny_model):
     assert [row.method for row in alone.rows] == [row.method for row in shared.rows]
     for one, other in zip(alone.rows, shared.rows, strict=True):
         assert other.numbers == pytest.approx(one.numbers, rel=1e-6)
+
+
+# Which models, and what they are called
+
+
+def test_a_run_is_found_by_its_exported_model(make_model, tmp_path):
+    run = tmp_path / "run-a"
+    run.mkdir()
+    make_model("tiny").rename(run / "model")
+    (found,) = find_candidates([str(run)])
+    assert (found.label, found.folder) == ("tiny", run / "model")
+
+
+def test_a_run_without_exported_model_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ModelError, match=r"no exported model; let the training finish .*, or give a model folder\.$"):
+        find_candidates([str(tmp_path / "run")])
+
+
+def test_models_of_one_name_are_called_by_their_runs_and_no_model_is_taken_twice(make_model, tmp_path):
+    for run in ("first", "second"):
+        (tmp_path / run).mkdir()
+        make_model("tiny").rename(tmp_path / run / "model")
+    other = make_model("other")
+    names = [str(tmp_path / "first"), str(tmp_path / "second"), str(other)]
+    assert [c.label for c in find_candidates(names)] == ["first", "second", "other"]
+    with pytest.raises(UsageError, match="twice"):
+        find_candidates([names[0], str(tmp_path / "first" / "model")])
+
+
+def test_runs_that_share_even_their_folders_name_are_called_by_their_paths(make_model, tmp_path):
+    for place in ("one", "two"):
+        (tmp_path / place / "run").mkdir(parents=True)
+        make_model("tiny").rename(tmp_path / place / "run" / "model")
+    names = [str(tmp_path / place / "run") for place in ("one", "two")]
+    assert [c.label for c in find_candidates(names)] == names
+
+
+# Variants, whole slices, models without dropout
+
+
+@pytest.fixture
+def instance_model(make_model):
+    """A tiny SR-CycleGAN generator as trained: whole slices only, no dropout."""
+    parameters = {"channels": 8, "blocks": 1, "norm": "instance"}
+    return make_model(
+        "srcg", "sr-cyclegan", parameters, gain=0.1, method="sr-cyclegan (preset small), 10 steps", seed=3
+    )
+
+
+def test_default_variants_of_a_model_without_dropout_need_no_uncertainty(instance_model):
+    table, _ = evaluate_models([str(instance_model)], ONE_CASE, SilentProgress(), variants="default", yardsticks=False)
+    assert [row.method for row in table.rows][4:] == ["srcg, consistency off", "srcg, scan (default)"]
+    assert table.coverage == {}
+    alone, consistent = table.rows[4:]
+    assert consistent.numbers["scan_residual_noise"] < alone.numbers["scan_residual_noise"]
+    assert consistent.numbers["scan_residual_noise"] < 2.0
+
+
+def test_the_papers_variant_is_the_network_alone_with_its_uncertainty(tiny_model, small_case):
+    clinical, scanner = small_case.scan.clinical, Scanner(SMALL.psf_fwhm_mm, SMALL.image_noise_hu)
+    model = load_model(tiny_model, precision="fp32")
+    ((name, result),) = model_variants(model, "tiny", clinical, scanner, "papers")
+    assert name == "tiny, consistency off"
+    assert result.uncertainty is not None
+
+
+def test_a_model_of_another_scale_than_the_cases_is_refused(make_model):
+    half = make_model("four", "sr-cyclegan", {"channels": 8, "blocks": 1, "doublings": 2, "norm": "frozen"})
+    with pytest.raises(UsageError, match=r"four is 4x and the simulated cases are 8x"):
+        evaluate_models([str(half)], ONE_CASE, SilentProgress())
+
+
+def test_block_means_of_the_result_leave_no_residual_and_a_shift_leaves_itself():
+    rng = np.random.default_rng(0)
+    fine = rng.normal(-800.0, 50.0, (2, 32, 40)).astype(np.float32)
+    coarse = fine.reshape(2, 4, 8, 5, 8).mean(axis=(2, 4))
+    exact = input_residual(fine, coarse, 8, psf_fwhm_voxels=0.0, noise_hu=10.0)
+    assert (exact.block_residual_hu, exact.scan_residual_noise) == (
+        pytest.approx(0.0, abs=1e-2),
+        pytest.approx(0.0, abs=1e-3),
+    )
+    shifted = input_residual(fine + 20.0, coarse, 8, psf_fwhm_voxels=0.0, noise_hu=10.0)
+    assert (shifted.block_residual_hu, shifted.scan_residual_noise) == (
+        pytest.approx(20.0, abs=1e-3),
+        pytest.approx(2.0, abs=1e-4),
+    )
+    blurred = input_residual(fine, coarse, 8, psf_fwhm_voxels=2.0, noise_hu=None)
+    assert blurred.block_residual_hu == pytest.approx(0.0, abs=1e-2)
+    assert math.isnan(blurred.scan_residual_noise)
+
+
+# The papers' numbers
+
+
+def card_of(folder):
+    return find_candidates([str(folder)])[0].card
+
+
+def test_a_models_method_and_preset_find_what_its_paper_says(make_model):
+    def value(method, protocol, metric="paper_psnr_db"):
+        card = card_of(make_model(f"m{abs(hash((method, protocol)))}", method=method))
+        found = published_for(card, protocol).get(metric)
+        return None if found is None else (found.paper, found.table, found.value)
+
+    assert value("sr-cyclegan (preset small), 3 steps", "micro-self") == ("P1", 2, 17.71)
+    assert value("sr-cyclegan (preset jmi2022)", "ct-self") == ("P1", 6, 26.10)
+    assert value("sr-cyclegan (preset down-blocks)", "micro-self") == ("P1", 2, 16.48)
+    assert value("sr-cyclegan (preset jmi2022)", "synthesized", "paper_ssim") == ("P0", 1, 0.40)
+    assert value("two-stage (preset paper)", "simulated", "paper_ssim") == ("P0", 1, 0.51)
+    assert value("cincgan", "simulated") == ("P1", 4, 9.99)
+    assert value("bayesian-cyclegan", "simulated", "m_hum_mean_of_minima") == ("P3", 2, 0.28)
+    assert value("supervised on simulated pairs, L2", "simulated") is None
+
+
+def test_every_number_of_the_papers_tables_is_there_once():
+    of_table = {}
+    for number in PUBLISHED:
+        of_table.setdefault((number.paper, number.table), []).append(number)
+    counts = {table: len(numbers) for table, numbers in of_table.items()}
+    p1 = {("P1", 2): 8, ("P1", 3): 26, ("P1", 4): 6, ("P1", 5): 12, ("P1", 6): 8, ("P1", 7): 12}
+    assert counts == {**p1, ("P0", 1): 2, ("P3", 2): 3}
+    assert len(set(PUBLISHED)) == len(PUBLISHED)
+
+
+def test_the_papers_number_stands_beside_the_own_one_and_is_called_another_data_set(instance_model, tmp_path):
+    import csv
+
+    (candidate,) = find_candidates([str(instance_model)])
+    rows = [
+        Row("bicubic", {"paper_psnr_db": 20.0}),
+        *(Row(f"srcg, {variant}", {"paper_psnr_db": 21.456}) for variant in ("consistency off", "scan (default)")),
+    ]
+    table = Table(with_published(rows, [candidate], "simulated"), {}, TABLE.protocol)
+    text = markdown(table)
+    assert "| srcg, consistency off | 21.46 (the paper's: 17.71, another data set) |" in text
+    assert "| srcg, scan (default) | 21.46 |" in text  # consistency is not the papers'
+    assert "| bicubic | 20.00 |" in text
+    assert "The paper's numbers of P1, table 2 (micro-self): micro-CT of lung specimens" in text
+    write_table(table, tmp_path / "t.csv")
+    with (tmp_path / "t.csv").open() as file:
+        kept = list(csv.DictReader(file))
+    assert [row["paper_psnr_db, the paper's (another data set)"] for row in kept] == ["", "17.71", ""]
+    write_table(table, tmp_path / "t.json")
+    plain = json.loads((tmp_path / "t.json").read_text())["rows"]
+    assert "published" not in plain[0]
+    assert {(n["metric"], n["value"]) for n in plain[1]["published"]} >= {("paper_psnr_db", 17.71)}
+
+
+# Files and figure
+
+
+def test_an_output_without_suffix_or_a_folder_is_all_four_kinds(tmp_path):
+    assert [p.name for p in table_paths(str(tmp_path / "t.md"))] == ["t.md"]
+    assert [p.name for p in table_paths(str(tmp_path / "t"))] == ["t.md", "t.html", "t.csv", "t.json"]
+    for folder in (tmp_path, tmp_path / "new"):
+        paths = table_paths(f"{folder}/")
+        assert {p.parent for p in paths} == {folder}
+        assert [p.name for p in paths] == [f"evaluation{suffix}" for suffix in SUFFIXES]
+    assert table_paths(str(tmp_path)) == table_paths(f"{tmp_path}/")
+    with pytest.raises(UsageError, match="can be"):
+        table_paths("t.xls")
+
+
+def test_the_plainest_crop_is_even_lung_and_not_even_air():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(-850.0, 60.0, (160, 240)).astype(np.float32)
+    truth[:, 160:] = -1000.0
+    truth[80:120, 40:80] = rng.normal(-850.0, 5.0, (40, 40))
+    assert plainest_crop(truth, 8, 5) == (slice(80, 120), slice(40, 80))
+    nothing = plainest_crop(np.full((16, 16), 100.0, np.float32), 8, 5)
+    assert nothing == (slice(0, 16), slice(0, 16))
+
+
+def test_many_images_are_thinned_to_one_for_each_model():
+    names = ["bicubic", "B-spline", "Lanczos", "bicubic, scan"]
+    for n in range(8):
+        names += [f"m{n}, consistency off", f"m{n}, scan (default)", f"m{n}, block"]
+    names += ["alone, consistency off"]
+    kept = readable({name: np.zeros((1, 1), np.float32) for name in names})
+    assert list(kept) == ["bicubic", *(f"m{n}, scan (default)" for n in range(8)), "alone, consistency off"]
+    few = {name: np.zeros((1, 1), np.float32) for name in names[:7]}
+    assert readable(few) == few

@@ -14,8 +14,9 @@ from CTMicroSRLib.card import Plane
 from CTMicroSRLib.consistency import interpolation_matrix
 from CTMicroSRLib.errors import ModelError, UsageError
 from CTMicroSRLib.networks import ARCHITECTURES, build_network
+from CTMicroSRLib.networks.freezing import freeze_norms
 from CTMicroSRLib.networks.generator import WHOLE, Border
-from CTMicroSRLib.networks.sr_cyclegan import ClinicalToMicroGenerator, freeze_norms
+from CTMicroSRLib.networks.sr_cyclegan import ClinicalToMicroGenerator
 from CTMicroSRLib.session import ScanConditions, load_model
 from CTMicroSRLib.tiles import Rectangle, fade_weights, merge_cells, needed_cells, tile_of
 
@@ -31,6 +32,10 @@ NETWORKS = {
     "sr-cyclegan 8x": ("sr-cyclegan", {"channels": 16, "blocks": 2, "doublings": 3, "norm": "frozen"}),
     "sr-cyclegan 4x": ("sr-cyclegan", {"channels": 8, "blocks": 1, "doublings": 2, "norm": "frozen"}),
     "sr-cyclegan 2x": ("sr-cyclegan", {"channels": 8, "blocks": 2, "doublings": 1, "norm": "none"}),
+    "sr-cyclegan, kernels 3 and 7": (
+        "sr-cyclegan",
+        {"channels": 8, "blocks": 1, "doublings": 2, "first_kernel": 3, "middle_kernel": 7, "norm": "frozen"},
+    ),
 }
 SIZES = [(64, 96), (37, 70), (33, 65), (5, 9), (4, 100)]
 
@@ -154,9 +159,9 @@ def test_the_halo_is_the_receptive_field_and_not_a_voxel_more(make_network, name
 
 
 @pytest.mark.parametrize("doublings", [1, 2, 3])
-@pytest.mark.parametrize("blocks", [0, 3])
-def test_the_faithful_generators_halo_is_its_receptive_field_for_other_parameters(make_network, doublings, blocks):
-    network = make_network("sr-cyclegan", {"channels": 8, "blocks": blocks, "doublings": doublings, "norm": "none"})
+@pytest.mark.parametrize("shape", [{"blocks": 0}, {"blocks": 3}, {"blocks": 1, "first_kernel": 3, "middle_kernel": 7}])
+def test_the_faithful_generators_halo_is_its_receptive_field_for_other_parameters(make_network, doublings, shape):
+    network = make_network("sr-cyclegan", {"channels": 8, "doublings": doublings, "norm": "none", **shape})
     assert network.scale == 2**doublings
     assert reach(network) == {network.halo}
 
@@ -191,9 +196,10 @@ def test_folding_frozen_norms_changes_nothing(make_network, blocks):
 
 
 def test_norms_frozen_on_an_image_give_that_images_result(make_network):
-    network = make_network("sr-cyclegan", {"channels": 8, "blocks": 2, "doublings": 2, "norm": "instance"})
+    parameters = {"channels": 8, "blocks": 2, "doublings": 2, "norm": "instance"}
+    network = make_network("sr-cyclegan", parameters)
     image = random_tile(network, (40, 50))
-    frozen = freeze_norms(network, [image])
+    frozen = freeze_norms(network, parameters, "sr-cyclegan", [image])
     assert not frozen.whole_slice_only
     assert (whole(frozen, image) - whole(network, image)).abs().max() <= 1e-4
     other = random_tile(network, (40, 50), seed=1) * 0.2
@@ -201,12 +207,13 @@ def test_norms_frozen_on_an_image_give_that_images_result(make_network):
 
 
 def test_freezing_leaves_the_instance_normed_network_as_it_was(make_network):
-    network = make_network("sr-cyclegan", {"channels": 8, "blocks": 1, "doublings": 1, "norm": "instance"})
+    parameters = {"channels": 8, "blocks": 1, "doublings": 1, "norm": "instance"}
+    network = make_network("sr-cyclegan", parameters)
     image = random_tile(network, (20, 20))
     before = whole(network, image)
-    freeze_norms(network, [image])
+    freeze_norms(network, parameters, "sr-cyclegan", [image])
     assert torch.equal(whole(network, image), before)
-    assert not any(module._forward_hooks for module in network.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
 def test_a_compact_network_that_adds_nothing_is_cubic_interpolation(make_network):
@@ -248,6 +255,8 @@ def test_training_draws_whole_channels_and_evaluation_draws_nothing(make_network
         ("compact", {"dropout_blocks": -1}),
         ("sr-cyclegan", {"doublings": -1}),
         ("sr-cyclegan", {"norm": "batch"}),
+        ("sr-cyclegan", {"first_kernel": 4}),
+        ("sr-cyclegan", {"middle_kernel": -3}),
         ("sr-cyclegan", {"blocks": 2, "dropout_blocks": 3}),
     ],
     ids=str,

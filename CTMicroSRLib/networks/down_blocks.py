@@ -1,0 +1,84 @@
+"""The generator with down- and up-blocks that SR-CycleGAN was made from (P1, Figs 3 and 9, Table 2).
+
+CycleGAN's generator on the coarse grid, as wide as the fine one is in CycleGAN, and one more transposed convolution for
+every doubling: P1's "CycleGAN with upblocks" without, and "SR-CycleGAN with downblocks" with the MMSR loss. As in the
+published code there are two down-blocks (P1's text says three) and 11,387,137 parameters.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from CTMicroSRLib.networks.context import aligned, whole_halo, without_context
+from CTMicroSRLib.networks.generator import Border, Generator, Masks
+from CTMicroSRLib.networks.norms import Norm
+from CTMicroSRLib.networks.resnet import (
+    STRIDE,
+    EncodedBlocks,
+    NormalisedLayer,
+    doubling,
+    normalised_layers,
+    reflecting,
+)
+
+
+class DownBlocksGenerator(Generator):
+    """See the module.
+
+    Args:
+        channels: width on the coarse grid; the residual blocks are four times as wide.
+        blocks: residual blocks (9).
+        doublings: transposed convolutions at the end; the scale is 2 to that power (3).
+        norm: ``instance`` as trained by the authors, ``frozen`` for exact tiles, or ``none``.
+        dropout_rate: by channel after each block's first ReLU, in the last ``dropout_blocks`` blocks.
+        dropout_blocks: how many of the last blocks have dropout.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int = 64,
+        blocks: int = 9,
+        doublings: int = 3,
+        norm: Norm = "instance",
+        dropout_rate: float = 0.0,
+        dropout_blocks: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= dropout_blocks <= blocks:
+            raise ValueError(f"dropout_blocks is {dropout_blocks} of {blocks}")
+        self.scale = 2**doublings
+        self.smallest = EncodedBlocks.smallest()
+        self.whole_slice_only = norm == "instance"
+        self.dropout_rate = dropout_rate
+        self.dropout_channels = (channels * STRIDE,) * dropout_blocks
+        self.dropout_blocks = dropout_blocks
+        self.body = EncodedBlocks(channels, blocks, norm)
+        widths = [channels >> n for n in range(doublings + 1)]
+        self.up = nn.ModuleList(NormalisedLayer(doubling(wide, narrow), norm) for wide, narrow in pairwise(widths))
+        self.tail = reflecting(widths[-1], 1, 7)
+        above = sum(0.5**n for n in range(1, doublings + 1)) + 3.0 * 0.5**doublings
+        self.halo = whole_halo(self.body.reach + above, STRIDE)
+
+    def prefix(self, tile: Tensor, border: Border) -> tuple[Tensor, ...]:
+        """Features before the first block that has dropout, and the tile for its size."""
+        coarse = aligned(tile[:, :1].to(self.tail.weight.dtype), STRIDE)
+        return self.body.before(coarse, self.dropout_blocks), tile
+
+    def suffix(self, state: tuple[Tensor, ...], border: Border, masks: Masks | None) -> Tensor:
+        """The fine image of the tile without its halo."""
+        features, tile = state
+        features = self.body.after(features, masks, self.dropout_blocks)
+        for layer in self.up:
+            features = functional.relu(layer(features), inplace=True)
+        fine = torch.tanh(self.tail(features).float())
+        return without_context(fine, (tile.shape[-2], tile.shape[-1]), border, self.halo, self.scale)
+
+    def fold(self) -> None:
+        """Fold frozen statistics into the convolutions."""
+        for layer in normalised_layers(self):
+            layer.fold()

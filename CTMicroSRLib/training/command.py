@@ -1,0 +1,211 @@
+"""``ctmicrosr train METHOD``: patches, training, and the model folder at its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from CTMicroSRLib.errors import UsageError
+from CTMicroSRLib.progress import Progress
+from CTMicroSRLib.simulation.sets import HELD_OUT_SEEDS
+
+if TYPE_CHECKING:
+    from CTMicroSRLib.training.patches import Patches
+    from CTMicroSRLib.training.presets import RunSettings
+
+PATCHES_FOLDER = "patches"
+
+SIMULATED = (
+    "Simulated lung specimens (CTMicroSRLib.simulation): clinical CT of some, micro-CT of others; no human micro-CT, "
+    "no patient data."
+)
+OWN = "Clinical scans: {clinical}. Micro-CT: {micro}."
+
+
+def train_method(options: Namespace, progress: Progress) -> Path | None:
+    """Train a method of the papers as the command's options say.
+
+    Returns:
+        The model folder; None where ``--stop-at`` ended the training before its last step.
+
+    Raises:
+        UsageError: options or settings that do not go together.
+        RefusedInputError: scans or patches that can't be trained on.
+        ModelError: losses that are no longer finite, or a checkpoint of something else.
+        ResourceError: no room on the disk, or no such device.
+    """
+    from CTMicroSRLib.training.batches import Batches
+    from CTMicroSRLib.training.presets import parse_values, run_settings
+    from CTMicroSRLib.training.trainer import train
+
+    if options.seed in HELD_OUT_SEEDS:
+        raise UsageError(
+            f"The seed {options.seed} makes specimens of the sets that models are judged on; take another."
+        )
+    settings = run_settings(options.method, options.preset, _named(options) | parse_values(options.set or []))
+    needs = settings.kind.build(settings.method).needs
+    if "truth" in needs and options.clinical:
+        raise UsageError(
+            f"The method {options.method} learns from pairs, which scans of patients don't have; leave out "
+            "--clinical and --micro to simulate them, or set pairing=unpaired where it knows that."
+        )
+    patches = _patches(options, settings, progress)
+    if options.stop_at == 0:
+        return None
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    batches = Batches(patches, settings.trainer.batch, settings.trainer.seed, needs, settings.trainer.mix_ratio)
+    train(
+        settings.kind,
+        settings.method,
+        settings.trainer,
+        batches.at,
+        options.output,
+        device=options.device,
+        devices=options.devices,
+        resume=options.resume,
+        stop_at=options.stop_at,
+        progress=progress,
+        extra={"patches": asdict(patches.settings), "sources": list(patches.sources)},
+    )
+    if options.stop_at is not None and options.stop_at < settings.trainer.steps:
+        return None
+    return _export(options, settings, patches) if _is_first_process() else None
+
+
+def _named(options: Namespace) -> dict[str, Any]:
+    """Settings that have an option of their own."""
+    own = {
+        "scale": options.scale,
+        "trainer.steps": options.steps,
+        "trainer.batch": options.batch,
+        "trainer.seed": options.seed,
+        "trainer.precision": options.precision,
+        "patches.patch_voxels": options.patch,
+        "patches.patches_per_case": options.patches_per_case,
+        "patches.clinical_window": options.clinical_window and tuple(options.clinical_window),
+        "patches.micro_window": options.micro_window and tuple(options.micro_window),
+        "patches.seed": options.seed,
+        "simulation.specimens": options.specimens,
+        "simulation.seed": options.seed,
+    }
+    return {key: value for key, value in own.items() if value is not None}
+
+
+def _patches(options: Namespace, settings: RunSettings, progress: Progress) -> Patches:
+    """The patches: those of ``--patches``, or made from the scans or by simulation, once for all processes."""
+    from CTMicroSRLib.training.patches import open_patches
+
+    scans = [name for name in ("clinical", "micro", "clinical_mask", "micro_mask") if getattr(options, name)]
+    if options.patches is not None:
+        if scans:
+            raise UsageError("The option --patches stands for patches that exist; leave out --clinical and --micro.")
+        patches = open_patches(options.patches)
+        _check_fit(patches, settings)
+        return patches
+    if scans and not (options.clinical and options.micro):
+        missing = "clinical" if not options.clinical else "micro"
+        raise UsageError(f"Training needs scans of both domains; add --{missing} FILES, or leave both out to simulate.")
+    folder = options.output / PATCHES_FOLDER
+    if (folder / "manifest.json").exists():
+        patches = open_patches(folder)
+        _check_fit(patches, settings)
+        return patches
+    if not _is_first_process() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("Several processes can't cut patches at once; make them with one process first (--stop-at 0).")
+    if scans:
+        return _from_scans(options, settings, folder, progress)
+    from CTMicroSRLib.training.simulated_patches import simulate_patches
+
+    return simulate_patches(folder, settings.simulation, settings.patches, progress, workers=os.cpu_count() or 1)
+
+
+def _from_scans(options: Namespace, settings: RunSettings, folder: Path, progress: Progress) -> Patches:
+    from CTMicroSRLib.training.patch_sources import patches_from_volumes
+
+    return patches_from_volumes(
+        folder,
+        options.clinical,
+        options.micro,
+        settings.patches,
+        progress,
+        clinical_masks=options.clinical_mask,
+        micro_masks=options.micro_mask,
+    )
+
+
+def _check_fit(patches: Patches, settings: RunSettings) -> None:
+    if patches.settings.scale != settings.patches.scale:
+        raise UsageError(
+            f"The patches are {patches.settings.scale}x, the method is set to {settings.patches.scale}x; "
+            "give other patches or another --scale."
+        )
+
+
+def _export(options: Namespace, settings: RunSettings, patches: Patches) -> Path:
+    from safetensors.torch import load_file
+
+    from CTMicroSRLib.training.model_folder import MODEL_FOLDER, Export, export_generator
+
+    method = settings.kind.build(settings.method)
+    label = options.method if options.preset is None else f"{options.method} (preset {Path(options.preset).name})"
+    export = Export(
+        name=options.name or f"{options.method}-{settings.method.scale}x",
+        method=label,
+        training_data=_training_data(options, patches),
+        command=_command(options, settings),
+        card_fields=method.card_fields(),
+    )
+    weights = load_file(options.output / "weights.safetensors")
+    folder = export_generator(options.output / MODEL_FOLDER, weights, method.architecture(), patches, export)
+    if options.calibrate:
+        _calibrate(folder)
+    return folder
+
+
+def _calibrate(folder: Path) -> None:
+    from dataclasses import replace
+
+    from CTMicroSRLib.card import CARD_FILE, read_card
+    from CTMicroSRLib.training.export import calibrate
+
+    card = replace(read_card(folder), calibration=calibrate(folder))
+    (folder / CARD_FILE).write_text(card.to_json(), encoding="utf-8")
+
+
+def _training_data(options: Namespace, patches: Patches) -> str:
+    if patches.simulated:
+        return SIMULATED
+    names = {key: ", ".join(path.name for path in getattr(options, key) or []) for key in ("clinical", "micro")}
+    return OWN.format(**names) if all(names.values()) else "Patches of the user's own scans."
+
+
+def _command(options: Namespace, settings: RunSettings) -> str:
+    """The command that trains such a model again."""
+    from CTMicroSRLib.training.presets import differing
+    from CTMicroSRLib.training.settings import TrainerSettings
+
+    words = ["ctmicrosr", "train", options.method, "--output", "RUN"]
+    if options.preset is not None:
+        words += ["--preset", Path(options.preset).name]
+    for key, value in differing(settings.trainer, TrainerSettings()).items():
+        words += ["--set", f"trainer.{key}={_json(value)}"]
+    for key, value in differing(settings.method, settings.kind.settings()).items():
+        words += ["--set", f"{key}={_json(value)}"]
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value)
+
+
+def _is_first_process() -> bool:
+    """Whether this is the first of the processes that ``torchrun`` (RANK) or ``--devices`` (LOCAL_RANK) started."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
