@@ -6,7 +6,9 @@
 #   make benchmark   speed beside the papers' own loop and MONAI (about 20 minutes)
 #   make tables      the model's numbers on simulated truth (about 10 minutes)
 #   make realism     simulated scans beside the real ones of ../shared/data
+#   make compare     every method of the papers trained for the same time, and their table (about 2 hours)
 #   make benchmark-simulation   time of a default specimen and its scans
+#   make benchmark-training     a training step of SR-CycleGAN beside the paper's loop
 # Another torch build (CUDA, say):  make TORCH='torch --index-url URL' demo
 
 PYTHON ?= python3
@@ -16,7 +18,7 @@ BIN := $(VENV)/bin
 OUTPUT ?= demo-output
 SCANS ?= $(wildcard ../shared/data/clinical/*.nrrd)
 
-.PHONY: demo test lint lists screenshots benchmark benchmark-simulation tables realism clean
+.PHONY: demo test lint lists screenshots benchmark benchmark-simulation tables realism compare benchmark-training clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("CTMicroSR needs Python 3.10 or newer" if sys.version_info < (3, 10) else 0)'
@@ -54,6 +56,12 @@ tables: $(VENV)/.test
 
 realism: $(VENV)/.test
 	$(BIN)/python -m CTMicroSRLib.evaluation.realism $(SCANS) --output benchmark-output/realism --cases 6 --overwrite
+
+compare: $(VENV)/.test
+	$(BIN)/python Testing/benchmarks/comparison.py benchmark-output/comparison
+
+benchmark-training: $(VENV)/.test
+	$(BIN)/python Testing/benchmarks/training_step.py
 
 benchmark-simulation: $(VENV)/.test
 	$(BIN)/python Testing/benchmarks/simulation.py

@@ -17,6 +17,9 @@ FORMAT = 1
 CARD_FILE = "card.json"
 WEIGHTS_FILE = "model.safetensors"
 
+RUN_MODEL, RUN_SYNTHESIZER = "model", "synthesizer"
+"""Model folders in a training run's: the generator, and a two-stage run's network that makes clinical CT."""
+
 Quantity = Literal["psf_fwhm_voxels", "log_noise_hu"]
 QUANTITIES: tuple[Quantity, ...] = ("psf_fwhm_voxels", "log_noise_hu")
 
@@ -112,10 +115,7 @@ class ModelCard:
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise ModelError(
-                f"The model name {self.name!r} is not allowed; use lower-case letters, digits, '.', '_' and '-'."
-            )
+        check_name(self.name)
         if not _SHA256.fullmatch(self.sha256):
             raise ModelError(f"The card of {self.name} has no valid SHA-256 of its weights; export it again.")
         if not (1 <= self.scale <= 64 and 0 <= self.halo <= 512):
@@ -145,6 +145,16 @@ class ModelCard:
         if self.postprocess == Postprocess():
             del content["postprocess"]
         return json.dumps({"format": FORMAT, **content}, indent=2) + "\n"
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no model's name.
+
+    Raises:
+        ModelError: it is not.
+    """
+    if not _NAME.fullmatch(name):
+        raise ModelError(f"The model name {name!r} is not allowed; use lower-case letters, digits, '.', '_' and '-'.")
 
 
 def read_card(folder: Path) -> ModelCard:

@@ -260,7 +260,7 @@ def _add_train(subparsers: Subparsers) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="RUN", help="run folder")
     parser.add_argument("--steps", type=int, help="training steps (default: the preset's)")
     parser.add_argument("--specimens", type=int, help="simulated specimens, where no scans are given")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, help="of everything that is drawn (1)")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--stop-at", type=int, metavar="STEP", help="stop early, on the schedule of --steps")
     parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
@@ -339,7 +339,7 @@ def _add_evaluate(subparsers: Subparsers) -> None:
         help="micro-CT grey values that stand for -1000 and 2500 HU",
     )
     files.add_argument("--slices", type=int, metavar="N", help="of each volume, evenly spaced (8)")
-    files.add_argument("--synthesizer", metavar="MODEL", help="folder of a two-stage run's synthesize network")
+    files.add_argument("--synthesizer", metavar="MODEL", help="a two-stage run, or its synthesize network")
     _add_progress(parser)
 
 

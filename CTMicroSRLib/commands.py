@@ -279,13 +279,9 @@ def train(options: Namespace) -> None:
         from CTMicroSRLib.training.command import train_method
 
         with _progress(options) as progress:
-            folder = train_method(options, progress)
-        if folder is None and options.stop_at == 0:
-            _say(f"{options.output}: the patches are made; train on them without --stop-at 0")
-        elif folder is None:
-            _say(f"{options.output}: stopped at step {options.stop_at}; go on with --resume")
-        else:
-            _say(f"{folder}: a model folder for --model")
+            outcome = train_method(options, progress)
+        if outcome:
+            _say(outcome)
         return
     _train_supervised(options)
 
@@ -304,7 +300,7 @@ def _train_supervised(options: Namespace) -> None:
         )
     if options.threads:
         torch.set_num_threads(options.threads)
-    settings = TrainingSettings(seed=options.seed)
+    settings = TrainingSettings() if options.seed is None else TrainingSettings(seed=options.seed)
     if options.steps is not None:
         settings = replace(
             settings, steps=options.steps, checkpoint_steps=min(options.steps, settings.checkpoint_steps)

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from CTMicroSRLib.card import CARD_FILE, ModelCard
+from CTMicroSRLib.card import CARD_FILE, RUN_MODEL, ModelCard
 from CTMicroSRLib.errors import ModelError, UsageError
 from CTMicroSRLib.models import find_model, list_models
 from CTMicroSRLib.session import Model, load_model
-
-RUN_MODEL = "model"
-"""Folder of a training run that holds the model it was exported to."""
 
 
 @dataclass(frozen=True)

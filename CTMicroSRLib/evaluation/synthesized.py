@@ -7,10 +7,12 @@ super-resolved and compared with the micro-CT. A method that was trained on the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from CTMicroSRLib.card import CARD_FILE, RUN_SYNTHESIZER
 from CTMicroSRLib.errors import UsageError
 from CTMicroSRLib.evaluation.candidates import Candidate, check_scale, find_candidates, loaded
 from CTMicroSRLib.evaluation.micro_slices import MicroSource
@@ -51,7 +53,8 @@ def evaluate_synthesized(
     candidates = find_candidates(names)
     scale = candidates[0].card.scale
     check_scale(candidates, scale, "the micro-CT is shrunk")
-    (maker,) = find_candidates([synthesizer])
+    inside = Path(synthesizer) / RUN_SYNTHESIZER
+    (maker,) = find_candidates([str(inside) if (inside / CARD_FILE).is_file() else synthesizer])
     if maker.card.scale != 1:
         raise UsageError(
             f"The synthesizer {maker.label} is {maker.card.scale}x; give the synthesize network of a two-stage run, "

@@ -38,6 +38,7 @@ class Translator(nn.Module):
         channels: width (64).
         blocks: residual blocks (6).
         halvings: 3x3 convolutions of stride 2 before the blocks; there are at least two convolutions, as in the paper.
+            They sit on every second voxel, not between two, which training has to make up for.
         skip: add the image to the result, so that training starts near it; the paper does not. Without halvings only.
     """
 

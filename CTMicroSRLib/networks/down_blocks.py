@@ -3,6 +3,10 @@
 CycleGAN's generator on the coarse grid, as wide as the fine one is in CycleGAN, and one more transposed convolution for
 every doubling: P1's "CycleGAN with upblocks" without, and "SR-CycleGAN with downblocks" with the MMSR loss. As in the
 published code there are two down-blocks (P1's text says three) and 11,387,137 parameters.
+
+A transposed convolution of stride 2 puts a coarse voxel on the first of its fine voxels and not between them: with
+symmetric kernels everything lies (1 - 1/scale) / 2 of a coarse voxel beside its place, which training has to take back.
+The downsample loss and the SSIM of the clinical patch ask for that; without them nothing does.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Layer by layer as in the authors' published code: CycleGAN's generator on the fine grid, then one 3x3 convolution of
 stride 2 for every doubling of the other generator, twice as wide each but the first, and a 7x7 convolution with tanh.
+A convolution of stride 2 sits on every second voxel and not between two, so that coarse voxel n starts out as a picture
+of fine voxel 8n instead of its block's middle, 8n + 3.5: the losses have to teach it that half coarse voxel.
 """
 
 from __future__ import annotations

@@ -260,7 +260,9 @@ class UnitGenerator(Generator):
         if not self.interpolated:
             return image
         padded = functional.pad(image, (REACH,) * 4, mode="replicate")
-        return functional.pixel_shuffle(functional.conv2d(padded, self.kernels.to(image.dtype)), self.scale)
+        with torch.autocast(image.device.type, enabled=False):  # the interpolated image is a target too
+            phases = functional.conv2d(padded, self.kernels.to(image.dtype))
+        return functional.pixel_shuffle(phases, self.scale)
 
     def encode(self, image: Tensor) -> Tensor:
         """Mean of the latent code ``(b, 4 * channels, r, c)`` of a clinical image on its :meth:`own_grid`."""

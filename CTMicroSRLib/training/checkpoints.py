@@ -70,7 +70,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
     """
     path = run / CHECKPOINT_FILE
     if not path.is_file():
-        raise UsageError(f"There is no checkpoint in {run} to resume from; start the run without --resume.")
+        raise no_checkpoint(run)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -166,6 +166,11 @@ def writing(path: Path) -> Iterator[None]:
                 "--resume."
             ) from None
         raise UsageError(f"{path} cannot be written ({error.strerror or error}); choose another folder.") from None
+
+
+def no_checkpoint(run: Path) -> UsageError:
+    """The error of a run that can't be resumed."""
+    return UsageError(f"There is no checkpoint in {run} to resume from; start the run without --resume.")
 
 
 def damaged(path: Path, error: Exception) -> ModelError:

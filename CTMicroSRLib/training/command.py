@@ -6,15 +6,18 @@ import json
 import os
 import shlex
 from argparse import Namespace
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from CTMicroSRLib.card import RUN_MODEL, check_name
 from CTMicroSRLib.errors import UsageError
 from CTMicroSRLib.progress import Progress
 from CTMicroSRLib.simulation.sets import HELD_OUT_SEEDS
 
 if TYPE_CHECKING:
+    from CTMicroSRLib.training.method import Companion, Method
+    from CTMicroSRLib.training.model_folder import Export
     from CTMicroSRLib.training.patches import Patches
     from CTMicroSRLib.training.presets import RunSettings
 
@@ -27,11 +30,11 @@ SIMULATED = (
 OWN = "Clinical scans: {clinical}. Micro-CT: {micro}."
 
 
-def train_method(options: Namespace, progress: Progress) -> Path | None:
+def train_method(options: Namespace, progress: Progress) -> str:
     """Train a method of the papers as the command's options say.
 
     Returns:
-        The model folder; None where ``--stop-at`` ended the training before its last step.
+        What came of it, for the user; nothing on all processes but the first.
 
     Raises:
         UsageError: options or settings that do not go together.
@@ -41,22 +44,28 @@ def train_method(options: Namespace, progress: Progress) -> Path | None:
     """
     from CTMicroSRLib.training.batches import Batches
     from CTMicroSRLib.training.presets import parse_values, run_settings
-    from CTMicroSRLib.training.trainer import train
+    from CTMicroSRLib.training.trainer import check_run, train
 
+    if options.name is not None:
+        check_name(options.name)
+    if options.stop_at is not None and options.stop_at < 0:
+        raise UsageError(f"A training can't stop at step {options.stop_at}; give 0 (only make the patches) or more.")
     if options.seed in HELD_OUT_SEEDS:
         raise UsageError(
             f"The seed {options.seed} makes specimens of the sets that models are judged on; take another."
         )
     settings = run_settings(options.method, options.preset, _named(options) | parse_values(options.set or []))
-    needs = settings.kind.build(settings.method).needs
+    needs = _built(settings).needs
     if "truth" in needs and options.clinical:
         raise UsageError(
             f"The method {options.method} learns from pairs, which scans of patients don't have; leave out "
             "--clinical and --micro to simulate them, or set pairing=unpaired where it knows that."
         )
+    if options.stop_at != 0:
+        check_run(options.output, resume=options.resume)
     patches = _patches(options, settings, progress)
     if options.stop_at == 0:
-        return None
+        return f"{patches.folder}: the patches are made; train on them without --stop-at 0"
     if options.threads:
         import torch
 
@@ -75,9 +84,29 @@ def train_method(options: Namespace, progress: Progress) -> Path | None:
         progress=progress,
         extra={"patches": asdict(patches.settings), "sources": list(patches.sources)},
     )
+    if not _is_first_process():
+        return ""
     if options.stop_at is not None and options.stop_at < settings.trainer.steps:
-        return None
-    return _export(options, settings, patches) if _is_first_process() else None
+        return f"{options.output}: stopped at step {options.stop_at}; go on with --resume"
+    return f"{_export(options, settings, patches)}: a model folder for --model"
+
+
+def _built(settings: RunSettings) -> Method:
+    """The method, with random weights.
+
+    Raises:
+        UsageError: its networks can't be of such sizes.
+    """
+    try:
+        method = settings.kind.build(settings.method)
+        if not all(parameter.numel() for parameter in method.parameters()):
+            raise ValueError("a layer without channels")
+        return method
+    except (RuntimeError, TypeError, ValueError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"The networks of {settings.kind.name} can't be built of these settings ({cause}); change them."
+        ) from None
 
 
 def _named(options: Namespace) -> dict[str, Any]:
@@ -101,7 +130,7 @@ def _named(options: Namespace) -> dict[str, Any]:
 
 def _patches(options: Namespace, settings: RunSettings, progress: Progress) -> Patches:
     """The patches: those of ``--patches``, or made from the scans or by simulation, once for all processes."""
-    from CTMicroSRLib.training.patches import open_patches
+    from CTMicroSRLib.training.patches import MANIFEST, open_patches
 
     scans = [name for name in ("clinical", "micro", "clinical_mask", "micro_mask") if getattr(options, name)]
     if options.patches is not None:
@@ -114,11 +143,14 @@ def _patches(options: Namespace, settings: RunSettings, progress: Progress) -> P
         missing = "clinical" if not options.clinical else "micro"
         raise UsageError(f"Training needs scans of both domains; add --{missing} FILES, or leave both out to simulate.")
     folder = options.output / PATCHES_FOLDER
-    if (folder / "manifest.json").exists():
+    if (folder / MANIFEST).exists():
         patches = open_patches(folder)
-        _check_fit(patches, settings)
-        return patches
-    if not _is_first_process() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if not scans and not patches.simulated:
+            _check_fit(patches, settings)
+            return patches
+    elif options.resume:
+        raise UsageError(f"There are no patches in {folder} to go on with; give --patches FOLDER as at the start.")
+    elif not _is_first_process() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("Several processes can't cut patches at once; make them with one process first (--stop-at 0).")
     if scans:
         return _from_scans(options, settings, folder, progress)
@@ -152,32 +184,45 @@ def _check_fit(patches: Patches, settings: RunSettings) -> None:
 def _export(options: Namespace, settings: RunSettings, patches: Patches) -> Path:
     from safetensors.torch import load_file
 
-    from CTMicroSRLib.training.model_folder import MODEL_FOLDER, Export, export_generator
+    from CTMicroSRLib.training.model_folder import Export, export_generator
 
-    method = settings.kind.build(settings.method)
+    method = _built(settings)
     label = options.method if options.preset is None else f"{options.method} (preset {Path(options.preset).name})"
     export = Export(
         name=options.name or f"{options.method}-{settings.method.scale}x",
         method=label,
         training_data=_training_data(options, patches),
-        command=_command(options, settings),
+        command=_command(options, settings, patches),
         card_fields=method.card_fields(),
     )
     weights = load_file(options.output / "weights.safetensors")
-    folder = export_generator(options.output / MODEL_FOLDER, weights, method.architecture(), patches, export)
+    folder = export_generator(options.output / RUN_MODEL, weights, method.architecture(), patches, export)
     if options.calibrate:
         _calibrate(folder)
+    for companion_folder, companion in method.companions().items():
+        _export_companion(options.output / companion_folder, companion, patches, export)
     return folder
 
 
-def _calibrate(folder: Path) -> None:
-    from dataclasses import replace
+def _export_companion(folder: Path, companion: Companion, patches: Patches, export: Export) -> None:
+    from CTMicroSRLib.training.checkpoints import read_checkpoint
+    from CTMicroSRLib.training.model_folder import evenly, export_generator
 
+    weights = read_checkpoint(folder.parent).part(f"method.{companion.network}")
+    seen = (companion.inputs(micro) for micro in evenly(patches, "micro"))
+    card = replace(
+        export, name=f"{export.name}.{folder.name}", method=f"{export.method}, {companion.purpose}", card_fields={}
+    )
+    export_generator(folder, weights, companion.architecture, patches, card, seen)
+
+
+def _calibrate(folder: Path) -> None:
     from CTMicroSRLib.card import CARD_FILE, read_card
+    from CTMicroSRLib.training.checkpoints import write_file
     from CTMicroSRLib.training.export import calibrate
 
     card = replace(read_card(folder), calibration=calibrate(folder))
-    (folder / CARD_FILE).write_text(card.to_json(), encoding="utf-8")
+    write_file(folder / CARD_FILE, card.to_json().encode())
 
 
 def _training_data(options: Namespace, patches: Patches) -> str:
@@ -187,23 +232,30 @@ def _training_data(options: Namespace, patches: Patches) -> str:
     return OWN.format(**names) if all(names.values()) else "Patches of the user's own scans."
 
 
-def _command(options: Namespace, settings: RunSettings) -> str:
-    """The command that trains such a model again."""
-    from CTMicroSRLib.training.presets import differing
-    from CTMicroSRLib.training.settings import TrainerSettings
+def _command(options: Namespace, settings: RunSettings, patches: Patches) -> str:
+    """The command that trains such a model again; scans are named without their folders."""
+    from CTMicroSRLib.training.presets import differing, run_settings
 
     words = ["ctmicrosr", "train", options.method, "--output", "RUN"]
-    if options.preset is not None:
-        words += ["--preset", Path(options.preset).name]
-    for key, value in differing(settings.trainer, TrainerSettings()).items():
-        words += ["--set", f"trainer.{key}={_json(value)}"]
-    for key, value in differing(settings.method, settings.kind.settings()).items():
-        words += ["--set", f"{key}={_json(value)}"]
+    preset = options.preset if options.preset in settings.kind.presets else None
+    start = run_settings(options.method, preset, {})
+    rooms: tuple[str, ...] = ("method", "trainer")
+    if preset is not None:
+        words += ["--preset", preset]
+    if options.clinical:
+        for key in ("clinical", "micro", "clinical_mask", "micro_mask"):
+            paths = getattr(options, key)
+            words += [f"--{key.replace('_', '-')}", *(path.name for path in paths)] if paths else []
+        rooms += ("patches",)
+    elif options.patches is None and patches.simulated:
+        rooms += ("patches", "simulation")
+    else:
+        words += ["--patches", "PATCHES"]
+    for room in rooms:
+        for key, value in differing(getattr(settings, room), getattr(start, room)).items():
+            if (room, key) != ("patches", "scale"):  # it follows the method's
+                words += ["--set", f"{'' if room == 'method' else room + '.'}{key}={json.dumps(value)}"]
     return " ".join(shlex.quote(word) for word in words)
-
-
-def _json(value: object) -> str:
-    return json.dumps(value)
 
 
 def _is_first_process() -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
+from CTMicroSRLib.errors import UsageError
 from CTMicroSRLib.networks.generator import Generator
 
 Domain = Literal["clinical", "micro", "truth"]
@@ -52,6 +53,23 @@ class OptimiserSettings:
     betas: tuple[float, float] = (0.5, 0.999)
     weight_decay: float = 0.0
     span: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A network that a run exports beside its generator.
+
+    Attributes:
+        network: name of the method's attribute.
+        architecture: what it is rebuilt from, as :meth:`Method.architecture`.
+        inputs: makes what it sees from micro patches ``(b, 1, P * scale, P * scale)``.
+        purpose: for its card.
+    """
+
+    network: str
+    architecture: tuple[str, dict[str, Any]]
+    inputs: Callable[[Tensor], Tensor]
+    purpose: str
 
 
 class Update(Protocol):
@@ -103,9 +121,27 @@ class Method(nn.Module, ABC):
     def architecture(self) -> tuple[str, dict[str, Any]]:
         """Name and parameters that :func:`~CTMicroSRLib.networks.build_network` rebuilds the generator from."""
 
+    def companions(self) -> Mapping[str, Companion]:
+        """Further networks to export, by the name of their folder in the run."""
+        return {}
+
     def card_fields(self) -> dict[str, Any]:
         """More of the model card: ``planes``, or ``result`` where the mean of the passes is the result."""
         return {}
+
+
+def check_whole_strides(images: Tensor, stride: int) -> None:
+    """Refuse images that a network halves and doubles again to another size.
+
+    Raises:
+        UsageError: rows or columns that are not a multiple of ``stride``.
+    """
+    rows, columns = images.shape[-2:]
+    if rows % stride or columns % stride:
+        raise UsageError(
+            f"Patches of {rows} x {columns} voxels are no multiples of the {stride} that this method's networks need; "
+            "choose another patch size."
+        )
 
 
 @contextmanager

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from CTMicroSRLib.training.patches import Patches
 
-MODEL_FOLDER = "model"
 CALIBRATION_PATCHES = 256
 """Patches over which the statistics of instance norms are averaged."""
 
@@ -53,10 +52,11 @@ def export_generator(
     architecture: tuple[str, dict[str, Any]],
     patches: Patches,
     export: Export,
+    calibration: Iterable[Tensor] | None = None,
 ) -> Path:
     """Write a model folder, complete or not at all.
 
-    Instance norms are frozen to the mean of their statistics over clinical patches, so that tiles are exact.
+    Instance norms are frozen to the mean of their statistics over patches, so that tiles are exact.
 
     Args:
         folder: where; replaced where it exists.
@@ -64,13 +64,15 @@ def export_generator(
         architecture: what it is rebuilt from.
         patches: those it was trained on.
         export: for the card.
+        calibration: what the network typically sees; None for clinical patches.
 
     Raises:
         ModelError: the weights are not those of the architecture.
+        ResourceError: the disk is full; what was there before is still there.
+        UsageError: the folder can't be written to.
     """
-    from safetensors.torch import save_file
-
     from CTMicroSRLib.networks.freezing import freeze_norms
+    from CTMicroSRLib.training.checkpoints import save_tensors, write_file, writing
 
     name, parameters = architecture
     network = build_network(name, parameters)
@@ -81,17 +83,19 @@ def export_generator(
         raise ModelError(f"The run's weights are not those of its network ({cause}); train it again.") from None
     network.eval()
     if parameters.get("norm") == "instance":
-        network = freeze_norms(network, parameters, name, _calibration(patches))
+        network = freeze_norms(network, parameters, name, calibration or evenly(patches, "clinical"))
         parameters = parameters | {"norm": "frozen"}
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    with writing(folder):
+        part.mkdir(parents=True)
     try:
-        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, part / WEIGHTS_FILE)
+        write_file(part / WEIGHTS_FILE, save_tensors(network.state_dict(), {}))
         card = _card(part / WEIGHTS_FILE, network, name, parameters, patches, export)
-        (part / CARD_FILE).write_text(card.to_json(), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        part.replace(folder)
+        write_file(part / CARD_FILE, card.to_json().encode())
+        with writing(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            part.replace(folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -117,11 +121,12 @@ def _card(
     )
 
 
-def _calibration(patches: Patches) -> Iterator[Tensor]:
-    """Clinical patches, evenly spread over all cases."""
+def evenly(patches: Patches, domain: Literal["clinical", "micro"]) -> Iterator[Tensor]:
+    """Patches ``(1, 1, rows, columns)`` evenly spread over all cases, :data:`CALIBRATION_PATCHES` at most."""
     import torch
 
-    count = len(patches.clinical)
-    for n in np.unique(np.linspace(0, count - 1, min(count, CALIBRATION_PATCHES)).astype(np.intp)):
-        patch = np.asarray(patches.clinical[n], dtype=np.float32) / 32767.0
-        yield torch.from_numpy(patch)[None, None]
+    from CTMicroSRLib.training.patches import from_stored
+
+    stored = patches.clinical if domain == "clinical" else patches.micro
+    for n in np.unique(np.linspace(0, len(stored) - 1, min(len(stored), CALIBRATION_PATCHES)).astype(np.intp)):
+        yield torch.from_numpy(from_stored(stored[n]))[None, None]

@@ -46,7 +46,7 @@ def run_settings(method: str, preset: str | None, values: Mapping[str, Any]) -> 
     if scale is not None:
         chosen.setdefault("patches.scale", scale)
     rooms = {room: {k.partition(".")[2]: v for k, v in chosen.items() if k.startswith(f"{room}.")} for room in ROOMS}
-    own = {key: value for key, value in chosen.items() if key.partition(".")[0] not in ROOMS}
+    own = {key: value for key, value in chosen.items() if not key.startswith(tuple(f"{room}." for room in ROOMS))}
     settings = changed(kind.settings(), _as_tuples(own), f"the method {method}")
     patches = changed(PatchSettings(), _as_tuples(rooms["patches"]), "the patches")
     if patches.scale != settings.scale:

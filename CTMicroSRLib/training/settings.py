@@ -25,7 +25,7 @@ class TrainerSettings:
         average_decay: decay a step of the weights' exponential average, which is what a run ends with; 0: no average.
         gradient_clip: largest norm of an optimiser's gradient; None: not clipped.
         pool_size: earlier images that a discriminator sees (Shrivastava et al., CVPR 2017), over all processes
-            together; 0: none.
+            together: a whole number for each of the batch's patches, at least one; 0: none.
         mix_ratio: share of the clinical patches that are shrunk micro patches (the data's option; P1's code has 0.25).
         checkpoint_steps: steps from checkpoint to checkpoint.
         log_steps: steps from record to record of the log.

@@ -28,6 +28,7 @@ from CTMicroSRLib.training.checkpoints import (
     Checkpoint,
     check_same_settings,
     damaged,
+    no_checkpoint,
     read_checkpoint,
     save_tensors,
     write_checkpoint,
@@ -75,7 +76,8 @@ def train(
     with the same bits as one that was never stopped (on the CPU; a GPU's sums may be in another order).
 
     Under ``torchrun`` every process calls this with the same arguments and a folder that all can read; the total batch
-    is divided among them.
+    is divided among them. The result is that of one process up to the order of sums, but for methods whose networks
+    have batch norm (its statistics are those of a process's own share) or draw dropout or latent noise (by process).
 
     Args:
         kind: the method.
@@ -105,9 +107,8 @@ def train(
         "trainer": asdict(settings),
         **(extra or {}),
     }
+    check_run(run, resume=resume)
     checkpoint = _checkpoint_to_resume(run, described) if resume else None
-    if not resume and (run / CHECKPOINT_FILE).exists():
-        raise UsageError(f"{run} has a checkpoint already; go on from it with --resume, or choose another folder.")
     fabric = launch(device, devices, settings.precision)
     if settings.batch % fabric.world_size:
         raise UsageError(
@@ -124,6 +125,19 @@ def train(
         last = settings.steps if stop_at is None else min(settings.steps, stop_at)
         training.go_on(batches, sample, last, progress or SilentProgress())
     return run / WEIGHTS_FILE
+
+
+def check_run(run: Path, *, resume: bool) -> None:
+    """Refuse a folder that can't be trained in.
+
+    Raises:
+        UsageError: it has a checkpoint that is not to be resumed, or none to resume.
+    """
+    there = (run / CHECKPOINT_FILE).is_file()
+    if there and not resume:
+        raise UsageError(f"{run} has a checkpoint already; go on from it with --resume, or choose another folder.")
+    if resume and not there:
+        raise no_checkpoint(run)
 
 
 def launch(device: str, devices: int, precision: Precision) -> Fabric:
@@ -312,9 +326,10 @@ class _Training:
         for name, content in self.pools.state().items():
             for what, mine in content.items():
                 if self.fabric.world_size > 1:
-                    lanes = self.fabric.all_gather(mine)
-                    assert isinstance(lanes, Tensor)
-                    mine = lanes.flatten(0, 1)
+                    mine = mine.to(self.fabric.device).contiguous()
+                    lanes = [torch.empty_like(mine) for _ in range(self.fabric.world_size)]
+                    torch.distributed.all_gather(lanes, mine)
+                    mine = torch.cat(lanes)
                 tensors[f"pool.{name}.{what}"] = mine
         return tensors
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from CTMicroSRLib.errors import ModelError, ResourceError
-from CTMicroSRLib.training.checkpoints import write_file, writing
+from CTMicroSRLib.training.checkpoints import CHECKPOINT_FILE, write_file, writing
 from CTMicroSRLib.training.samples import png
 
 LOG_FILE = "log.jsonl"
@@ -63,10 +63,14 @@ class Watch:
         return means
 
     def _not_finite(self, what: str, step: int) -> ModelError:
-        return ModelError(
-            f"The {what} stopped being finite in step {step + 1}; the last checkpoint in {self._run} is kept: resume "
-            "with a gradient_clip (say 1), or train in a new folder with a lower learning rate."
+        cure = "--set trainer.gradient_clip=1"
+        kept = (
+            f"the last checkpoint in {self._run} is kept: resume with {cure}, or train in a new folder with a lower "
+            "learning rate"
+            if (self._run / CHECKPOINT_FILE).exists()
+            else f"there was no checkpoint yet: train again with {cure} or a lower learning rate"
         )
+        return ModelError(f"The {what} stopped being finite in step {step + 1}; {kept}.")
 
 
 class TrainingLog:

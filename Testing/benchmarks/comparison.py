@@ -13,12 +13,16 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from CTMicroSRLib.models import DEFAULT_MODEL
+
 logger = logging.getLogger("comparison")
 
+SPECIMENS, PATCH_VOXELS = 32, 24
 PROBE_STEPS = 24
 """A whole, very short training: the stages of a method differ in the time of a step."""
 
@@ -101,30 +105,56 @@ def train_row(name: str, output: Path, patches: Path, steps: int) -> dict[str, f
     return {"steps": steps, "seconds": round(seconds, 1)}
 
 
+def make_patches(output: Path) -> Path:
+    """Simulate the patches that all rows train on; opened where they are already."""
+    words = ("--specimens", str(SPECIMENS), "--patch", str(PATCH_VOXELS), "--seed", "1", "--stop-at", "0")
+    command = [sys.executable, "-m", "CTMicroSRLib", "train", "compact", "--preset", "small", *words]
+    run([*command, "--output", str(output / "data"), "--progress", "none"], output / "data.log")
+    return output / "data" / "patches"
+
+
+def choose_steps(names: Sequence[str], output: Path, patches: Path, minutes: float, workers: int) -> dict[str, int]:
+    """As many steps for each row as fit into the time, from a very short training of each."""
+    with ThreadPoolExecutor(workers) as pool:
+        times = list(pool.map(lambda name: probe(name, output, patches), names))
+    steps = {name: max(1, int(MARGIN * 60 * minutes / seconds)) for name, seconds in zip(names, times, strict=True)}
+    (output / "steps.json").write_text(json.dumps(steps, indent=2) + "\n", encoding="utf-8")
+    return steps
+
+
+def evaluate(names: Sequence[str], output: Path, cases: int) -> None:
+    """All rows, and the shipped model, on the test set."""
+    runs = [str(output / "runs" / name) for name in names]
+    words = ("--variants", "default", "--cases", str(cases), "--figure", str(output / "comparison.png"), "--overwrite")
+    command = [sys.executable, "-m", "CTMicroSRLib", "evaluate", *runs, DEFAULT_MODEL, *words]
+    subprocess.run([*command, "--output", str(output / "comparison")], check=True)
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--patches", type=Path, required=True, help="patches of `ctmicrosr train`")
+    parser.add_argument("--patches", type=Path, help="patches of `ctmicrosr train` (default: simulated)")
     parser.add_argument("--minutes", type=float, default=7.0, help="training time of each row")
     parser.add_argument("--steps", type=Path, help="steps.json of an earlier comparison")
     parser.add_argument("--workers", type=int, default=2, help="rows that train at once, a core each")
     parser.add_argument("--only", nargs="+", choices=tuple(ENTRIES), default=list(ENTRIES))
+    parser.add_argument("--cases", type=int, default=8, help="cases of the test set that the table is made of")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "probes").mkdir(exist_ok=True)
+    output: Path = options.output
+    (output / "probes").mkdir(parents=True, exist_ok=True)
+    patches = options.patches or make_patches(output)
+    if options.steps is None:
+        steps = choose_steps(options.only, output, patches, options.minutes, options.workers)
+    else:
+        steps = json.loads(options.steps.read_text(encoding="utf-8"))
+    logger.info("steps: %s", steps)
     with ThreadPoolExecutor(options.workers) as pool:
-        if options.steps is not None:
-            steps = json.loads(options.steps.read_text(encoding="utf-8"))
-        else:
-            times = list(pool.map(lambda name: probe(name, options.output, options.patches), options.only))
-            steps = {n: int(MARGIN * 60 * options.minutes / t) for n, t in zip(options.only, times, strict=True)}
-            (options.output / "steps.json").write_text(json.dumps(steps, indent=2), encoding="utf-8")
-        logger.info("steps: %s", steps)
-        rows = pool.map(lambda n: train_row(n, options.output, options.patches, steps[n]), options.only)
-        found = dict(zip(options.only, rows, strict=True))
-    (options.output / "training.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+        rows = list(pool.map(lambda name: train_row(name, output, patches, steps[name]), options.only))
+    found = dict(zip(options.only, rows, strict=True))
+    (output / "training.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    evaluate(options.only, output, options.cases)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from CTMicroSRLib.errors import UsageError
 
@@ -67,10 +69,43 @@ def changed(settings: Any, values: Mapping[str, Any], what: str) -> Any:  # noqa
         UsageError: a key that they don't have, or a value that they refuse; ``what`` names them.
     """
     known = {field.name for field in fields(settings)}
-    for key in values:
+    kinds = get_type_hints(type(settings))
+    for key, value in values.items():
         if key not in known:
             raise UsageError(f"There is no setting {key!r} of {what}; choose from: {', '.join(sorted(known))}.")
+        if not _is_of(kinds[key], value):
+            raise UsageError(
+                f"A setting of {what} is not possible ({key} is {value!r}, not {_spoken(kinds[key])}); correct it."
+            )
     try:
         return replace(settings, **values)
     except (TypeError, ValueError) as error:
         raise UsageError(f"A setting of {what} is not possible ({error}); correct it.") from None
+
+
+def _is_of(kind: Any, value: object) -> bool:  # noqa: ANN401 - any type hint
+    """Whether a value, as JSON has it, is of a type hint's kind."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return any(type(value) is type(choice) for choice in arguments)  # the settings know the choices themselves
+    if origin in (Union, UnionType):
+        return any(_is_of(choice, value) for choice in arguments)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        return len(kinds) == len(value) and all(_is_of(*pair) for pair in zip(kinds, value, strict=True))
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(float(value))  # type: ignore[arg-type]
+    return type(value) is kind
+
+
+def _spoken(kind: Any) -> str:  # noqa: ANN401 - any type hint
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (Union, UnionType):
+        return " or ".join(map(_spoken, arguments))
+    if origin is tuple:
+        return "a list of numbers" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} numbers"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}[kind]

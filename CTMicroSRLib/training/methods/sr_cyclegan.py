@@ -22,11 +22,20 @@ from CTMicroSRLib.networks.discriminators import PatchDiscriminator
 from CTMicroSRLib.networks.generator import Generator
 from CTMicroSRLib.networks.initialisation import initialise_normal
 from CTMicroSRLib.networks.micro_to_clinical import MicroToClinicalGenerator
+from CTMicroSRLib.networks.resnet import STRIDE
 from CTMicroSRLib.training.losses.adversarial import Adversarial, discriminator_loss, generator_loss
 from CTMicroSRLib.training.losses.mmsr import MmsrWeights, mmsr_losses
 from CTMicroSRLib.training.losses.resampling import block_mean
 from CTMicroSRLib.training.losses.ssim import SSIM_CONSTANTS
-from CTMicroSRLib.training.method import Batch, Domain, Method, OptimiserSettings, Update, frozen
+from CTMicroSRLib.training.method import (
+    Batch,
+    Domain,
+    Method,
+    OptimiserSettings,
+    Update,
+    check_whole_strides,
+    frozen,
+)
 
 SMALLEST_SHRUNK = 4
 """Rows and columns that G2's last layer needs to reflect three of them."""
@@ -225,7 +234,12 @@ class SrCycleGan(Method):
         return "sr-cyclegan", {**parameters, "first_kernel": s.first_kernel, "middle_kernel": s.middle_kernel}
 
     def step(self, batch: Batch, update: Update) -> None:
-        """Both generators, then both discriminators."""
+        """Both generators, then both discriminators.
+
+        Raises:
+            UsageError: patches of a size that G2 can't shrink.
+        """
+        check_whole_strides(batch.micro, max(STRIDE, self.scale))
         made_micro = self.clinical_to_micro(batch.clinical)
         made_clinical = self.micro_to_clinical(batch.micro)
         with frozen(self.micro_discriminator, self.clinical_discriminator):
@@ -289,6 +303,7 @@ class SrCycleGan(Method):
                     f"identity_clinical shrinks the clinical patches, which need {least} voxels for that; make larger "
                     "patches or set it to 0."
                 )
+            check_whole_strides(batch.clinical, max(STRIDE, self.scale))
             shrunk = self.micro_to_clinical(batch.clinical)
             again = functional.interpolate(shrunk, scale_factor=self.scale, mode="bilinear", align_corners=False)
             losses["identity_clinical"] = s.identity_clinical * functional.l1_loss(again, batch.clinical)

@@ -77,6 +77,11 @@ class SrUnitMethod(unit.UnitMethod):
 METHOD = SrUnitMethod
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # 200 epochs of 10,000 patches; the batch is not stated, UNIT's is 1.
-    "paper": {**unit.PRESETS["paper"], "trainer.steps": 2_000_000},
+    # UNIT halves every 100,000 steps, here too.
+    "paper": {
+        **unit.PRESETS["paper"],
+        "trainer.steps": 2_000_000,
+        "trainer.halving_shares": tuple(round(0.05 * n, 2) for n in range(1, 20)),
+    },
     "small": {**unit.PRESETS["small"], "channels": 12},
 }

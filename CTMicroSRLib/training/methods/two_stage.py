@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from CTMicroSRLib.card import RUN_SYNTHESIZER
 from CTMicroSRLib.networks.discriminators import PatchDiscriminator, PooledDiscriminator
 from CTMicroSRLib.networks.generator import Generator
 from CTMicroSRLib.networks.initialisation import initialise_normal
@@ -23,7 +24,15 @@ from CTMicroSRLib.networks.srresnet import SrResnetGenerator
 from CTMicroSRLib.training.losses.adversarial import Adversarial, discriminator_loss, generator_loss
 from CTMicroSRLib.training.losses.resampling import gaussian_pyramid
 from CTMicroSRLib.training.losses.ssim import SSIM_CONSTANTS, ssim
-from CTMicroSRLib.training.method import Batch, Domain, Method, OptimiserSettings, Update, frozen
+from CTMicroSRLib.training.method import (
+    Batch,
+    Companion,
+    Domain,
+    Method,
+    OptimiserSettings,
+    Update,
+    frozen,
+)
 from CTMicroSRLib.training.methods.cyclegan import CycleWeights, Side, cycle_losses, judge_losses
 
 SYNTHESIS = ("micro_to_clinical", "clinical_to_micro")
@@ -170,6 +179,13 @@ class TwoStage(Method):
             "blocks": s.synthesis_blocks,
             "scale": 1,
             "norm": "instance",
+        }
+
+    def companions(self) -> Mapping[str, Companion]:
+        """G1: the protocol ``synthesized`` makes its coarse images with it."""
+        purpose = "synthesize network: makes clinical CT of shrunk micro-CT"
+        return {
+            RUN_SYNTHESIZER: Companion("micro_to_clinical", self.synthesizer_architecture(), self.shrink, purpose),
         }
 
     def shrink(self, micro: Tensor) -> Tensor:

@@ -20,7 +20,18 @@ from CTMicroSRLib.networks.initialisation import initialise_normal
 from CTMicroSRLib.networks.unit import UnitGenerator, UnitReverse, doublings_of, sampled
 from CTMicroSRLib.training.losses.adversarial import discriminator_loss, generator_loss
 from CTMicroSRLib.training.losses.latent import kl_to_unit_normal
-from CTMicroSRLib.training.method import Batch, Domain, Method, OptimiserSettings, Update, frozen
+from CTMicroSRLib.training.method import (
+    Batch,
+    Domain,
+    Method,
+    OptimiserSettings,
+    Update,
+    check_whole_strides,
+    frozen,
+)
+
+STRIDE = 4
+"""The original's latent code has every fourth row and column of the fine grid."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,13 @@ class UnitMethod(Method):
             update("generators", self.generator_losses(batch, made))
 
     def translate(self, batch: Batch) -> Translation:
-        """Both autoencoders on both domains, each latent code drawn once."""
+        """Both autoencoders on both domains, each latent code drawn once.
+
+        Raises:
+            UsageError: the original's patches are not multiples of 4 on the fine grid.
+        """
+        if self.interpolated:
+            check_whole_strides(batch.micro, STRIDE)
         clinical, micro = self.to_micro.own_grid(batch.clinical), batch.micro
         clinical_mean = self.to_micro.encode(clinical)
         micro_mean = self.to_clinical.encode(micro, self.to_micro)
@@ -166,8 +183,10 @@ class UnitMethod(Method):
             "clinical": (self.clinical_critic, made.clinical, made.shrunk),
             "micro": (self.micro_critic, made.micro, made.super_resolved),
         }
+        # UNIT's code sums both terms and all sizes, which counts beside the decay of the weights.
+        weight = 2 * self.settings.gan_weight * self.settings.critic_scales
         return {
-            f"critic_{name}": discriminator_loss("lsgan", critic(real), critic(fake.detach()))
+            f"critic_{name}": weight * discriminator_loss("lsgan", critic(real), critic(fake.detach()))
             for name, (critic, real, fake) in pairs.items()
         }
 
