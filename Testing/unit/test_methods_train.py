@@ -124,8 +124,8 @@ sign; one whose result does not depend on its input, or whose tiles or axes are 
 negative. It may fail for a training that is too short, which is why the losses are looked at beside it."""
 
 UNTIED = ("unit",)
-"""Methods whose losses don't say which way contrast goes (CycleGAN's identity does): bright may become dark, so only the
-size of the correlation counts."""
+"""Methods whose losses leave open which way contrast goes (identity losses settle it): bright may become dark, and only
+the size of the correlation counts."""
 
 
 def method_settings(name, **values):

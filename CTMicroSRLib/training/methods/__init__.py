@@ -87,7 +87,7 @@ def _is_of(kind: Any, value: object) -> bool:  # noqa: ANN401 - any type hint
     """Whether a value, as JSON has it, is of a type hint's kind."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
-        return any(type(value) is type(choice) for choice in arguments)  # the settings know the choices themselves
+        return any(type(value) is type(choice) and value == choice for choice in arguments)
     if origin in (Union, UnionType):
         return any(_is_of(choice, value) for choice in arguments)
     if origin is tuple:
