@@ -13,7 +13,8 @@ import json
 import sys
 from pathlib import Path
 
-# Of the command, with the flags of CTMicroSRBatch.xml; 0 and nothing leave the choice to the command.
+# Of the command; 0 and nothing leave the choice to it. In CTMicroSRBatch.xml, and so in what Slicer calls, they have
+# underscores: Slicer takes no XML whose flags have hyphens.
 OPTIONS = (
     ("region", str, "lungs"),
     ("mask", str, ""),
@@ -68,7 +69,8 @@ def commandArguments(arguments):
     parser.add_argument("inputVolume")
     parser.add_argument("outputVolume")
     for name, kind, default in OPTIONS:
-        parser.add_argument(f"--{name}", type=kind, default=default)
+        flags = dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}"))
+        parser.add_argument(*flags, type=kind, default=default)
     options = parser.parse_args(arguments)
     command = ["superres", options.inputVolume, options.outputVolume, "--progress", "json", "--overwrite"]
     for name, _kind, _default in OPTIONS:

@@ -44,10 +44,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Step:
-    """One command. ``check`` looks at its results before the next one starts, and raises to end the run."""
+    """One command. ``check`` looks at its results before the next one starts, and raises to end the run.
+
+    With ``withoutIt``, a warning, the run goes on although the command refused its input.
+    """
 
     arguments: Sequence[str]
     check: Callable[[dict[str, Any]], None] | None = None
+    withoutIt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -191,18 +195,29 @@ class ChildRun:
             self._finish(Outcome(error=self._cancelled))
         elif status == 0 and self._last.get("event") == "done":
             self._endStep()
+        elif self._isDispensable:
+            self._goOn({"event": "done", "warnings": [self.steps[len(self._results)].withoutIt]})
         else:
             self._finish(Outcome(error=self._childError(status)))
 
+    @property
+    def _isDispensable(self) -> bool:
+        """Whether the step's input was refused and the run can do without what it would have found."""
+        refused = self._last.get("event") == "error" and self._last.get("status") == RefusedInputError.exit_status
+        return refused and self.steps[len(self._results)].withoutIt is not None
+
     def _endStep(self) -> None:
         step = self.steps[len(self._results)]
-        self._results.append(self._last)
         try:
             if step.check is not None:
                 step.check(self._last)
         except CTMicroSRError as error:
             self._finish(Outcome(error=error))
             return
+        self._goOn(self._last)
+
+    def _goOn(self, result: dict[str, Any]) -> None:
+        self._results.append(result)
         if len(self._results) < len(self.steps):
             self._startStep()
         else:

@@ -61,6 +61,9 @@ class Request:
         return replace(self, settings=replace(self.settings, region=region))
 
 
+NO_LUNGS = "No lung was found in this scan, so whether the ROI meets one was not checked."
+
+
 def runSteps(request: Request, files: RunFiles) -> list[Step]:
     """The steps of a run: find the lungs, see whether the result fits, super-resolve."""
     settings, geometry = request.settings, inputs.geometryOf(request.inputNode)
@@ -73,7 +76,9 @@ def runSteps(request: Request, files: RunFiles) -> list[Step]:
 
     if settings.region != "lungs":
         checkFits(geometry, settings)
-    lungs = [Step(segmentArguments(files), check)] if settings.needsLungs else []
+    # A box is the user's own choice: a scan in which no lung is found, a specimen's say, only can't be checked with it.
+    optional = settings.isBox and not settings.lungSegmentation
+    lungs = [Step(segmentArguments(files), check, NO_LUNGS if optional else None)] if settings.needsLungs else []
     return [*lungs, Step(superresArguments(settings, files))]
 
 
@@ -111,6 +116,7 @@ class SuperResolutionLogic:
         self._launcher, self._findPython, self._dependencies = launcher, findPython, dependencies
         self._run: ChildRun | None = None
         self._estimating: ChildRun | None = None
+        self._started: list[ChildRun] = []
 
     @property
     def isRunning(self) -> bool:
@@ -218,7 +224,7 @@ class SuperResolutionLogic:
             lambda *_: run.cancel("The scene was closed while super-resolving; nothing was kept."),
         )
         self._run = run
-        run.start()
+        self._begin(run)
 
     def estimate(self, request: Request, onEstimate: OnEstimate) -> None:
         """Find out what a run would need; a later call replaces one that is not finished.
@@ -243,7 +249,7 @@ class SuperResolutionLogic:
 
         run = ChildRun(steps, folder, self._launcher, python, _ignore, finish)
         self._estimating = run
-        run.start()
+        self._begin(run)
 
     def stopEstimate(self) -> None:
         """Forget an estimate that is not finished."""
@@ -257,11 +263,15 @@ class SuperResolutionLogic:
             self._run.cancel()
 
     def close(self) -> None:
-        """End everything now: the module or Slicer is about to go."""
-        estimating, self._estimating = self._estimating, None
-        for run in (self._run, estimating):
-            if run is not None:
-                run.close()
+        """End everything now, also what was cancelled and has not ended yet: the module or Slicer is about to go."""
+        self._estimating = None
+        for run in self._started:
+            run.close()
+        self._started.clear()
+
+    def _begin(self, run: ChildRun) -> None:
+        self._started = [*(earlier for earlier in self._started if not earlier.isFinished), run]
+        run.start()
 
     def _prepare(self, request: Request, makeSteps: MakeSteps) -> tuple[RunFolder, RunFiles, list[Step]]:
         """A temporary folder with the scan in it, and the steps; the folder is gone if any of it fails."""

@@ -80,6 +80,27 @@ def test_a_check_between_steps_can_end_the_run(run):
     assert list(folder.iterdir()) == []
 
 
+def test_a_step_that_a_run_can_do_without_may_refuse_its_input_and_only_warns(run):
+    make, launcher, _progress, outcomes, folder = run
+    make(Step(["segment"], lambda _event: 1 / 0, withoutIt="Not checked."), Step(["superres"]))
+    launcher.say(event="error", status=3, message="No lung here.")
+    launcher.end(3)
+    assert len(launcher.started) == 2
+    launcher.say(event="done", report={})
+    launcher.end(0)
+    assert outcomes[0].results[0]["warnings"] == ["Not checked."]
+    assert list(folder.iterdir()) == []
+
+
+def test_a_step_that_a_run_can_do_without_still_ends_it_with_any_other_error(run):
+    make, launcher, _progress, outcomes, _folder = run
+    make(Step(["segment"], withoutIt="Not checked."), Step(["superres"]))
+    launcher.say(event="error", status=4, message="Not enough memory.")
+    launcher.end(4)
+    assert isinstance(outcomes[0].error, ResourceError)
+    assert len(launcher.started) == 1
+
+
 def test_the_engines_error_comes_with_its_kind_and_sentence(run):
     make, launcher, _progress, outcomes, _folder = run
     make(Step(["superres"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +91,16 @@ def test_an_roi_outside_the_lungs_is_refused(logic, slab, sceneContent, temporar
         logic.superResolve(slab, roi)
     assert sceneContent() == before
     assert list(temporaryFolder.iterdir()) == []
+
+
+def test_an_roi_in_a_scan_without_lungs_is_super_resolved_with_a_warning(logic):
+    specimen = Path(inputs.__file__).parents[1] / "Resources" / "SampleData" / "CTMicroSR-specimen.nrrd"
+    volume = slicer.mrmlScene.AddNode(inputs.readVolume(specimen, slicer.vtkMRMLScalarVolumeNode()))
+    result = logic.superResolve(volume, "8:16,8:16,2:3")
+    assert result.volume.GetImageData().GetDimensions() == (64, 64, 1)
+    assert any("No lung was found" in warning for warning in result.report["warnings"])
+    with pytest.raises(RefusedInputError, match="No lung found"):
+        logic.superResolve(volume, "8:16,8:16,2:3", lungSegmentation=True)
 
 
 def _centre(node, ijk):
@@ -187,6 +198,15 @@ def test_closing_ends_the_child_without_events(slab, logic, temporaryFolder):
     logic.close()
     assert process.poll() is not None
     assert "closed" in str(ended[0][1])
+    assert list(temporaryFolder.iterdir()) == []
+
+
+def test_closing_ends_an_estimate_that_was_forgotten_a_moment_ago(slab, logic, temporaryFolder):
+    logic.estimate(Request(slab, RunSettings(region="whole")), lambda *_: None)
+    process = logic._estimating._child._process
+    logic.stopEstimate()
+    logic.close()
+    assert process.poll() is not None
     assert list(temporaryFolder.iterdir()) == []
 
 

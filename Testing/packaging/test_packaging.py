@@ -104,6 +104,10 @@ def test_the_cli_modules_description_has_the_parameters_of_the_command():
         if item.find("name") is not None
     }
     flags = {item.findtext("longflag") for item in parameters.values()} - {None}
+    # SlicerExecutionModel's ModuleDescriptionParser refuses the whole file for any other flag or name.
+    allowed = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+    assert [name for name in (flags | parameters.keys()) if not allowed.fullmatch(name)] == []
+    flags = {flag.replace("_", "-") for flag in flags}
     assert flags == {name for name, _kind, _default in batch.OPTIONS}
     command = next(action for action in build_parser()._actions if action.choices).choices["superres"]
     options = {string.removeprefix("--"): action for action in command._actions for string in action.option_strings}
@@ -112,6 +116,7 @@ def test_the_cli_modules_description_has_the_parameters_of_the_command():
         flag = item.findtext("longflag")
         if flag is None or item.find("default") is None:
             continue
+        flag = flag.replace("_", "-")
         expected = options[flag].default
         assert item.findtext("default") == str(0 if expected is None else expected), flag
         if options[flag].choices:
