@@ -90,9 +90,6 @@ def overlayUncertainty(
     display = uncertaintyNode.GetDisplayNode()
     if display is not None:
         display.SetLowerThreshold(max(1.0, thresholdHu))
-    legend = colorLegend(uncertaintyNode)
-    if legend is not None:
-        legend.SetVisibility(show)
     for composite in _nodes(scene, "vtkMRMLSliceCompositeNode"):
         if composite.GetBackgroundVolumeID() != resultNode.GetID():
             continue
@@ -101,6 +98,21 @@ def overlayUncertainty(
             composite.SetForegroundOpacity(opacity)
         elif composite.GetForegroundVolumeID() == uncertaintyNode.GetID():
             composite.SetForegroundVolumeID(None)
+    legend = colorLegend(uncertaintyNode)
+    if legend is not None:
+        legend.SetVisibility(show)
+        _lookAtLayersAgain(scene)
+
+
+def _lookAtLayersAgain(scene: slicer.vtkMRMLScene) -> None:
+    """Let the colour legends follow the views' layers: they do so at once only where a user has changed those."""
+    scene.StartState(scene.BatchProcessState)  # its end lets legends find the layers of views that are new
+    scene.EndState(scene.BatchProcessState)
+    for composite in _nodes(scene, "vtkMRMLSliceCompositeNode"):
+        flags = composite.GetInteractionFlags()
+        composite.SetInteractionFlags(composite.ForegroundVolumeFlag)
+        composite.Modified()
+        composite.SetInteractionFlags(flags)
 
 
 def layoutNode() -> slicer.vtkMRMLLayoutNode | None:

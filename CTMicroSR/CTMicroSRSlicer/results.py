@@ -24,6 +24,7 @@ REPORT_REFERENCE = "CTMicroSR.report"
 UNCERTAINTY_REFERENCE = "CTMicroSR.uncertainty"
 SERIES_DESCRIPTION = "{name} CTMicroSR x{scale} (derived, not for diagnosis)"
 UNCERTAINTY_COLORS = "Inferno"
+LEGEND_SIZE, LEGEND_FONT = (0.08, 0.4), 14
 UNCERTAINTY_TITLE = "Uncertainty (HU)"
 UNCERTAINTY_PERCENTILE = 99.0
 LUNG_COLOR = (0.69, 0.87, 0.90)
@@ -221,6 +222,9 @@ def _legend(uncertainty: slicer.vtkMRMLScalarVolumeNode) -> slicer.vtkMRMLColorL
     if legend is not None:
         legend.SetTitleText(UNCERTAINTY_TITLE)
         legend.SetLabelFormat("%.0f")
+        legend.SetSize(*LEGEND_SIZE)
+        legend.GetTitleTextProperty().SetFontSize(LEGEND_FONT)
+        legend.GetLabelTextProperty().SetFontSize(LEGEND_FONT)
         legend.SetVisibility(False)
     return legend
 

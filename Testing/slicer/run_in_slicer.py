@@ -20,6 +20,8 @@ import slicer
 
 SCREENSHOTS = Path(sys.argv[-1]) if len(sys.argv) > 1 and Path(sys.argv[-1]).is_dir() else None
 SECONDS = 300
+WINDOW = (1920, 1080)
+"""Width and height of the screenshots, at which the panel needs no scrolling."""
 
 
 def until(condition, seconds: float = SECONDS) -> None:
@@ -36,7 +38,10 @@ def screenshot(name: str) -> None:
     """The whole window, if it is there and a folder was given."""
     window = slicer.util.mainWindow()
     if SCREENSHOTS is not None and window is not None:
-        slicer.app.processEvents()
+        window.resize(*WINDOW)
+        for _ in range(20):
+            slicer.app.processEvents()
+            time.sleep(0.01)
         window.grab().save(str(SCREENSHOTS / f"slicer-{name}.png"))
 
 
@@ -106,6 +111,7 @@ class InSlicer(unittest.TestCase):
         until(lambda: not widget.logic.isRunning)
         assert "is there after" in widget._message
         assert widget.comparison.isShown
+        screenshot("result")
         widget.ui.overlayCheckBox.click()
         screenshot("done")
         widget.ui.compareButton.click()
