@@ -70,9 +70,10 @@ benchmark-simulation: $(VENV)/.test
 lists: $(VENV)/.test
 	$(BIN)/python Testing/packaging/lists.py
 
-# The panel's pictures, in Resources/Screenshots.
+# The panel's pictures without a Slicer; those of the README are of one (Testing/slicer/run_in_slicer.py).
 screenshots: $(VENV)/.test
-	CTMICROSR_SCREENSHOTS=Resources/Screenshots $(BIN)/python -m pytest Testing/panel
+	mkdir -p $(OUTPUT)
+	CTMICROSR_SCREENSHOTS=$(OUTPUT) $(BIN)/python -m pytest Testing/panel
 
 clean:
 	rm -rf $(VENV) demo-output benchmark-output .mypy_cache .ruff_cache .pytest_cache .hypothesis

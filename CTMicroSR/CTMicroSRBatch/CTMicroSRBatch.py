@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -97,6 +98,8 @@ def main(arguments):
     findLibrary()
     from CTMicroSRLib import cli
 
+    # Warnings are in the report and printed from there; Slicer would show those on standard error as errors.
+    logging.getLogger().addHandler(logging.NullHandler())
     with contextlib.redirect_stdout(FilterProgress(sys.stdout)):
         return cli.main(command)
 

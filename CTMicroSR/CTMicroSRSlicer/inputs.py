@@ -215,5 +215,8 @@ def placeRoi(roiNode: slicer.vtkMRMLMarkupsROINode, volumeNode: slicer.vtkMRMLSc
     edges = [min(wanted, size) for wanted, size in zip((64, 64, 8), sizes, strict=True)]
     centre = ijkToRas.MultiplyPoint((0.28 * sizes[0], 0.5 * sizes[1], 0.5 * sizes[2], 1.0))[:3]
     roiNode.CreateDefaultDisplayNodes()
+    # A result's views show just this box: its fill would tint every voxel, its name stand in their middle.
+    roiNode.GetDisplayNode().SetFillVisibility(False)
+    roiNode.GetDisplayNode().SetPropertiesLabelVisibility(False)
     roiNode.SetCenter(*centre)
     roiNode.SetSize(*(sum(abs(ijkToRas.GetElement(row, axis)) * edges[axis] for axis in range(3)) for row in range(3)))

@@ -50,6 +50,12 @@ def test_progress_is_what_slicer_reads(files):
     assert '{"event"' not in ran.stdout
 
 
+def test_warnings_are_said_once_and_not_as_slicers_errors(files):
+    _folder, ran = files
+    assert ran.stderr == ""
+    assert ran.stdout.count("Too few sharp edges") == 1
+
+
 def test_an_error_is_one_line_and_the_commands_status(tmp_path):
     ran = run(SCRIPT, tmp_path / "missing.nrrd", tmp_path / "o.nrrd", folder=tmp_path)
     assert ran.returncode == 2

@@ -111,6 +111,14 @@ def _centre(node, ijk):
     return matrix.MultiplyPoint((*ijk, 1.0))[:3]
 
 
+def test_a_new_roi_covers_no_voxel_with_its_fill_or_name(slab):
+    roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "new")
+    inputs.placeRoi(roi, slab)
+    assert inputs.regionOfRoi(slab, roi)
+    assert not roi.GetDisplayNode().GetFillVisibility()
+    assert not roi.GetDisplayNode().GetPropertiesLabelVisibility()
+
+
 def test_an_roi_becomes_the_voxels_it_touches(slab):
     roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "box")
     # from the left border of voxel 10 to the right border of voxel 19, likewise 20..23 and 1..2

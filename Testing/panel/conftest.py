@@ -55,7 +55,7 @@ class Panel:
             self.events(0.02)
 
     def screenshot(self, name: str) -> None:
-        """Saved where CTMICROSR_SCREENSHOTS says, if it does; the README's pictures are made so."""
+        """Saved where CTMICROSR_SCREENSHOTS says, if it does."""
         import os
 
         folder = os.environ.get("CTMICROSR_SCREENSHOTS")
