@@ -111,6 +111,7 @@ def _built(settings: RunSettings) -> Method:
 
 def _named(options: Namespace) -> dict[str, Any]:
     """Settings that have an option of their own."""
+    per_case = "patches.patches_per_case" if options.clinical or options.micro else "simulation.patches_per_specimen"
     own = {
         "scale": options.scale,
         "trainer.steps": options.steps,
@@ -118,7 +119,7 @@ def _named(options: Namespace) -> dict[str, Any]:
         "trainer.seed": options.seed,
         "trainer.precision": options.precision,
         "patches.patch_voxels": options.patch,
-        "patches.patches_per_case": options.patches_per_case,
+        per_case: options.patches_per_case,
         "patches.clinical_window": options.clinical_window and tuple(options.clinical_window),
         "patches.micro_window": options.micro_window and tuple(options.micro_window),
         "patches.seed": options.seed,
@@ -137,6 +138,7 @@ def _patches(options: Namespace, settings: RunSettings, progress: Progress) -> P
         if scans:
             raise UsageError("The option --patches stands for patches that exist; leave out --clinical and --micro.")
         patches = open_patches(options.patches)
+        _check_as_asked(options, patches)
         _check_fit(patches, settings)
         return patches
     if scans and not (options.clinical and options.micro):
@@ -171,6 +173,19 @@ def _from_scans(options: Namespace, settings: RunSettings, folder: Path, progres
         clinical_masks=options.clinical_mask,
         micro_masks=options.micro_mask,
     )
+
+
+def _check_as_asked(options: Namespace, patches: Patches) -> None:
+    """Refuse patches that are not as other options say."""
+    for option, key in (
+        ("patch", "patch_voxels"),
+        ("clinical_window", "clinical_window"),
+        ("micro_window", "micro_window"),
+    ):
+        asked, found = getattr(options, option), getattr(patches.settings, key)
+        if asked is not None and (tuple(asked) if isinstance(asked, list) else asked) != found:
+            flag = f"--{option.replace('_', '-')}"
+            raise UsageError(f"The patches in {options.patches} were cut with {flag} {found}; leave {flag} out.")
 
 
 def _check_fit(patches: Patches, settings: RunSettings) -> None:
