@@ -49,8 +49,9 @@ def trainer_seconds(steps: int, device: str, precision: str) -> list[float]:
     from CTMicroSRLib.training.presets import run_settings
     from CTMicroSRLib.training.trainer import train
 
-    values = {"trainer.steps": steps, "trainer.batch": BATCH, "trainer.log_steps": 1, "trainer.precision": precision}
-    settings = run_settings("sr-cyclegan", "jmi2022", values)
+    # One more: the last step also draws the sample picture and writes the checkpoint.
+    values = {"steps": steps + 1, "batch": BATCH, "log_steps": 1, "precision": precision}
+    settings = run_settings("sr-cyclegan", "jmi2022", {f"trainer.{key}": value for key, value in values.items()})
     batch = random_batch("cpu")
     with tempfile.TemporaryDirectory() as folder:
         train(
@@ -63,7 +64,7 @@ def trainer_seconds(steps: int, device: str, precision: str) -> list[float]:
         )
         lines = (Path(folder) / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines]
-    return [after - before for before, after in zip([0.0, *seconds[:-1]], seconds, strict=True)]
+    return [after - before for before, after in zip([0.0, *seconds[:-2]], seconds[:-1], strict=True)]
 
 
 def _timed(step: object, steps: int, device: str) -> list[float]:
