@@ -63,7 +63,9 @@ def draw_crops(shown: Shown, path: Path) -> None:
         (lower, "Parenchyma", plainest_crop(shown.truth_ji, scale, size)),
     )
     for part, title, crop in places:
-        part.suptitle(title, fontsize=11, fontweight="bold")
+        part.suptitle(
+            title, x=0.01, ha="left", fontsize=11, fontweight="bold"
+        )  # above "input", whose title is one line
         _draw_place(part, shown, images, crop, (rows, columns))
     if shown.notice:
         figure.text(0.5, 0.003, shown.notice, ha="center", color="0.4", fontsize=8)

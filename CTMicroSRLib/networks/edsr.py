@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from CTMicroSRLib.networks.unit import doublings_of
+from CTMicroSRLib.networks.generator import doublings_of
 
 
 class ScaledBlock(nn.Module):

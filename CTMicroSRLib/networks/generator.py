@@ -83,6 +83,18 @@ class Generator(nn.Module, ABC):
         ]
 
 
+def doublings_of(scale: int) -> int:
+    """How often to double for a scale.
+
+    Raises:
+        ValueError: the scale is not a power of two above 1.
+    """
+    doublings = scale.bit_length() - 1
+    if scale < 2 or 2**doublings != scale:
+        raise ValueError(f"scale is {scale}, not a power of 2 above 1")
+    return doublings
+
+
 def apply_mask(features: Tensor, masks: Masks | None, index: int) -> Tensor:
     """Multiply channels by the mask of dropout layer ``index``."""
     if masks is None:

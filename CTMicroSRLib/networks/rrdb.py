@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from CTMicroSRLib.networks.generator import Border, Generator, Masks, shrink
-from CTMicroSRLib.networks.srresnet import convolve, doublings
+from CTMicroSRLib.networks.generator import Border, Generator, Masks, doublings_of, shrink
+from CTMicroSRLib.networks.srresnet import convolve
 from CTMicroSRLib.networks.strips import in_strips
 
 SLOPE = 0.2
@@ -86,7 +86,7 @@ class RrdbGenerator(Generator):
         self.head = nn.Conv2d(1, channels, 3)
         self.blocks = nn.ModuleList(ResidualBlock(channels, growth) for _ in range(blocks))
         self.middle = nn.Conv2d(channels, channels, 3)
-        self.up = nn.ModuleList(nn.Conv2d(channels, channels, 3) for _ in range(doublings(scale)))
+        self.up = nn.ModuleList(nn.Conv2d(channels, channels, 3) for _ in range(doublings_of(scale)))
         self.fine = nn.Conv2d(channels, channels, 3)
         self.tail = nn.Conv2d(channels, 1, 3)
         self._blocks_reach = blocks * DENSE_BLOCKS * DENSE_LAYERS

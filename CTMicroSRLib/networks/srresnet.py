@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from CTMicroSRLib.networks.generator import Border, Generator, Masks, pad_border, shrink
+from CTMicroSRLib.networks.generator import Border, Generator, Masks, doublings_of, pad_border, shrink
 from CTMicroSRLib.networks.strips import in_strips
 
 Norm = Literal["batch", "none"]
@@ -107,7 +107,7 @@ class SrResnetGenerator(Generator):
         self.head_activation = nn.PReLU()
         self.blocks = nn.ModuleList(ResidualBlock(channels, norm) for _ in range(blocks))
         self.middle = NormalisedConvolution(channels, norm)
-        self.up = nn.ModuleList(UpStage(channels) for _ in range(doublings(scale)))
+        self.up = nn.ModuleList(UpStage(channels) for _ in range(doublings_of(scale)))
         self.tail = nn.Conv2d(channels, 1, 2 * END_REACH + 1)
         self._trunk_reach = END_REACH + 2 * blocks + 1
         self._consumed_above = sum(scale >> n for n in range(len(self.up))) + END_REACH
@@ -137,14 +137,3 @@ class SrResnetGenerator(Generator):
         for module in self.modules():
             if isinstance(module, NormalisedConvolution):
                 module.fold()
-
-
-def doublings(scale: int) -> int:
-    """How often to double for a scale.
-
-    Raises:
-        ValueError: the scale is not a power of 2 from 2 on.
-    """
-    if scale < 2 or scale & (scale - 1):
-        raise ValueError(f"scale is {scale}, not a power of 2")
-    return scale.bit_length() - 1

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from CTMicroSRLib.interpolation import REACH, phase_kernels
 from CTMicroSRLib.networks.context import run_with_context, whole_halo
-from CTMicroSRLib.networks.generator import Border, Generator, Masks
+from CTMicroSRLib.networks.generator import Border, Generator, Masks, doublings_of
 from CTMicroSRLib.networks.norms import VARIANCE_EPSILON, FrozenNorm, Norm, fold_norm, make_norm
 
 Enlarging = Literal["nearest", "shuffle"]
@@ -184,18 +184,6 @@ class Decoder(nn.Module):
                 features = functional.pixel_shuffle(features, 2)
             features = functional.relu(features)
         return torch.tanh(self.tail(features).float())
-
-
-def doublings_of(scale: int) -> int:
-    """How often to double for a scale.
-
-    Raises:
-        ValueError: the scale is not a power of two above 1.
-    """
-    doublings = scale.bit_length() - 1
-    if scale < 2 or 2**doublings != scale:
-        raise ValueError(f"scale is {scale}, not 2, 4, 8 ...")
-    return doublings
 
 
 def sampled(mean: Tensor) -> Tensor:

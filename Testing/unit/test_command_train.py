@@ -408,7 +408,7 @@ def test_a_device_that_is_not_there_is_refused(refused, patches, tmp_path):
     import torch
 
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("this machine has a CUDA device, which is then not refused")
     refused(RESOURCE, "cuda", "--output", tmp_path / "run", "--patches", patches, *SMALL, "--device", "cuda")
 
 

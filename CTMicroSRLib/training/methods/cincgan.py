@@ -17,9 +17,8 @@ from torch.nn import functional
 
 from CTMicroSRLib.networks.cincgan import CinCGenerator, Translator
 from CTMicroSRLib.networks.discriminators import StridedDiscriminator
-from CTMicroSRLib.networks.generator import Generator
+from CTMicroSRLib.networks.generator import Generator, doublings_of
 from CTMicroSRLib.networks.initialisation import initialise_normal
-from CTMicroSRLib.networks.unit import doublings_of
 from CTMicroSRLib.training.losses.adversarial import discriminator_loss, generator_loss
 from CTMicroSRLib.training.losses.resampling import block_mean
 from CTMicroSRLib.training.losses.variation import total_variation

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from torch import Tensor
 from torch.nn import functional
@@ -119,7 +119,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.scale not in (2, 4, 8):
             raise ValueError(f"scale is {self.scale}, not 2, 4 or 8")
-        if self.adversarial not in ("lsgan", "log", "relativistic"):
+        if self.adversarial not in get_args(Adversarial):
             raise ValueError(f"adversarial is {self.adversarial!r}, not lsgan, log or relativistic")
         if min(self.channels, self.blocks, self.discriminator_channels) < 1:
             raise ValueError("channels and blocks must be at least 1")

@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from CTMicroSRLib.networks.discriminators import StridedDiscriminator
-from CTMicroSRLib.networks.generator import Generator
+from CTMicroSRLib.networks.generator import Generator, doublings_of
 from CTMicroSRLib.networks.pseudo_sr import PseudoSrGenerator, TransferNetwork, TransferNorm
-from CTMicroSRLib.networks.unit import doublings_of
 from CTMicroSRLib.training.losses.adversarial import discriminator_loss, generator_loss
 from CTMicroSRLib.training.losses.resampling import block_mean
 from CTMicroSRLib.training.method import Batch, Domain, Method, OptimiserSettings, Update, frozen

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,7 @@ class Settings:
             raise ValueError(f"ssim_constants is {self.ssim_constants!r}, not {', '.join(SSIM_CONSTANTS)}")
         if self.power not in (1, 2):
             raise ValueError(f"power is {self.power}, not 1 or 2")
-        if self.adversarial not in ("lsgan", "log", "relativistic"):
+        if self.adversarial not in get_args(Adversarial):
             raise ValueError(f"adversarial is {self.adversarial!r}, not lsgan, log or relativistic")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate is {self.learning_rate}")

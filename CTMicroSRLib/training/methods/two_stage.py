@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ class Settings:
             raise ValueError(f"first_share is {self.first_share}, not between 0 and 1")
         if self.ssim_constants not in SSIM_CONSTANTS:
             raise ValueError(f"ssim_constants is {self.ssim_constants!r}, not {', '.join(SSIM_CONSTANTS)}")
-        if self.synthesis_adversarial not in ("lsgan", "log", "relativistic"):
+        if self.synthesis_adversarial not in get_args(Adversarial):
             raise ValueError(f"synthesis_adversarial is {self.synthesis_adversarial!r}")
         weights = (self.ssim_micro, self.ssim_clinical, self.cycle, self.identity, self.adversarial_weight)
         if min(weights) < 0 or min(self.synthesis_learning_rate, self.learning_rate) <= 0:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from CTMicroSRLib.networks.discriminators import MultiScaleDiscriminator
-from CTMicroSRLib.networks.generator import Generator
+from CTMicroSRLib.networks.generator import Generator, doublings_of
 from CTMicroSRLib.networks.initialisation import initialise_normal
-from CTMicroSRLib.networks.unit import UnitGenerator, UnitReverse, doublings_of, sampled
+from CTMicroSRLib.networks.unit import UnitGenerator, UnitReverse, sampled
 from CTMicroSRLib.training.losses.adversarial import discriminator_loss, generator_loss
 from CTMicroSRLib.training.losses.latent import kl_to_unit_normal
 from CTMicroSRLib.training.method import (
