@@ -19,6 +19,7 @@ from CTMicroSRLib.interpolation import REACH, phase_kernels
 from CTMicroSRLib.networks.context import aligned, whole_halo, without_context
 from CTMicroSRLib.networks.generator import Border, Generator, Masks, apply_mask
 from CTMicroSRLib.networks.norms import FrozenNorm, Norm, fold_norm, make_norm
+from CTMicroSRLib.networks.winograd import WideConvolution
 
 STRIDE = 4
 """The residual blocks work on every fourth row and column."""
@@ -48,7 +49,8 @@ class NormalisedLayer(nn.Module):
 
 def reflecting(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
     """A convolution that keeps the grid, reflected at the border."""
-    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, padding_mode="reflect")
+    kind = WideConvolution if kernel == 3 else nn.Conv2d
+    return kind(inputs, outputs, kernel, padding=kernel // 2, padding_mode="reflect")
 
 
 def halving(inputs: int, outputs: int) -> nn.Conv2d:

@@ -15,6 +15,7 @@ from torch.nn import functional
 from CTMicroSRLib.interpolation import REACH, phase_kernels
 from CTMicroSRLib.networks.context import run_with_context, whole_halo
 from CTMicroSRLib.networks.generator import Border, Generator, Masks
+from CTMicroSRLib.networks.winograd import WideConvolution
 
 
 class Pair(nn.Module):
@@ -22,8 +23,8 @@ class Pair(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.first = WideConvolution(inputs, outputs, 3, padding=1)
+        self.second = WideConvolution(outputs, outputs, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features of the same size."""

@@ -20,6 +20,7 @@ from CTMicroSRLib.interpolation import REACH, phase_kernels
 from CTMicroSRLib.networks.context import run_with_context, whole_halo
 from CTMicroSRLib.networks.generator import Border, Generator, Masks, doublings_of
 from CTMicroSRLib.networks.norms import VARIANCE_EPSILON, FrozenNorm, Norm, fold_norm, make_norm
+from CTMicroSRLib.networks.winograd import WideConvolution
 
 Enlarging = Literal["nearest", "shuffle"]
 
@@ -71,7 +72,8 @@ class Convolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, norm: nn.Module | None) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride=2 - kernel % 2)
+        kind = WideConvolution if kernel == 3 else nn.Conv2d
+        self.convolution = kind(inputs, outputs, kernel, stride=2 - kernel % 2)
         self.norm = norm
         self.padding = (kernel - 1) // 2
 

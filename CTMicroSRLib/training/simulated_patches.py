@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from CTMicroSRLib.errors import ResourceError, UsageError
 from CTMicroSRLib.progress import Progress, SilentProgress, check_cancelled
 from CTMicroSRLib.simulation.description import OUTSIDE_LUNG, Specimen
-from CTMicroSRLib.simulation.kernels import Kernel
+from CTMicroSRLib.simulation.kernels import RATIOS, Kernel
 from CTMicroSRLib.simulation.micro_scanner import MicroScannerSettings, micro_to_hu, scan_micro
 from CTMicroSRLib.simulation.noise import patient_noise_hu
 from CTMicroSRLib.simulation.scanner import PairedScan, ScannerSettings, scan_specimen
@@ -61,15 +61,18 @@ class SimulatedPatchSettings:
     """Which specimens and scanners simulated patches come from.
 
     A range is drawn from for every specimen (the pixel) or scan (the rest): uniformly, but for slices and noise, whose
-    logarithm is uniform. They cover those of the set ``training-1``; point spreads are Gaussian.
+    logarithm is uniform. They cover those of the set ``training-1``.
 
     Attributes:
         specimens: specimens of each domain.
+        micro_specimens: how many of the micro-CT, where a method has little use for them; 0: ``specimens``.
         patches_per_specimen: patches of each, in either domain.
         scans_per_specimen: clinical scans of a specimen, each with its own point spread, slice, noise and grid.
         margin_voxels: clinical voxels by which a specimen's edge is longer than a patch's, 9 or more.
         pixel_mm: the clinical pixel; the micro-CT's voxel is ``scale`` times smaller than one of that range too.
-        psf_fwhm_mm: width of the clinical point spread.
+        psf_fwhm_mm: width of the clinical point spread, a Gaussian but for ``shaped_share``.
+        shaped_share: share of scans whose kernel has another MTF10 / MTF50 than a Gaussian, at the Gaussian's MTF50.
+        kernel_ratio: that ratio.
         slice_mm: slice thickness.
         noise_hu: standard deviation of the noise.
         seed: specimens have the seeds ``seed * 100000`` and on, those of the micro-CT 50000 more.
@@ -79,11 +82,14 @@ class SimulatedPatchSettings:
     """
 
     specimens: int = 24
+    micro_specimens: int = 0
     patches_per_specimen: int = 120
     scans_per_specimen: int = 4
     margin_voxels: int = 24
     pixel_mm: Range = (0.5, 0.9)
     psf_fwhm_mm: Range = (0.6, 2.0)
+    shaped_share: float = 0.0
+    kernel_ratio: Range = (1.45, 2.1)
     slice_mm: Range = (0.5, 4.0)
     noise_hu: Range = (3.0, 60.0)
     seed: int = 1
@@ -91,6 +97,7 @@ class SimulatedPatchSettings:
     def __post_init__(self) -> None:
         for what, value, fewest, most in (
             ("number of specimens", self.specimens, 1, FIRST_MICRO_SEED),
+            ("number of micro-CT specimens", self.micro_specimens, 0, FIRST_MICRO_SEED),
             ("number of patches per specimen", self.patches_per_specimen, 1, 100_000),
             ("number of scans per specimen", self.scans_per_specimen, 1, 100),
             ("margin", self.margin_voxels, 2 * BORDER_VOXELS + 1, 512),
@@ -105,6 +112,7 @@ class SimulatedPatchSettings:
         for name, least, greatest in (
             ("pixel_mm", 0.2, 2.0),
             ("psf_fwhm_mm", 0.1, 5.0),
+            ("kernel_ratio", *RATIOS),
             ("slice_mm", 0.5, 5.0),
             ("noise_hu", 0.1, 500.0),
         ):
@@ -113,6 +121,12 @@ class SimulatedPatchSettings:
                 raise UsageError(
                     f"The range {name} of {low} to {high} is not possible; stay within {least} to {greatest}."
                 )
+        if not 0.0 <= self.shaped_share <= 1.0:
+            raise UsageError(f"The share of shaped kernels is {self.shaped_share}; choose 0 to 1.")
+
+    def specimens_of(self, side: Side) -> int:
+        """Specimens of a domain."""
+        return (self.micro_specimens if side == "micro" else 0) or self.specimens
 
 
 @dataclass(frozen=True)
@@ -171,9 +185,9 @@ def simulate_patches(
     if found is not None:
         return found
     sides: tuple[Side, ...] = ("clinical", "micro")
-    tasks = [_Task(side, n, settings, patch_settings) for side in sides for n in range(settings.specimens)]
-    count = settings.specimens * settings.patches_per_specimen
-    with writing_patches(folder, patch_settings, request, clinical=count, micro=count, simulated=True) as writer:
+    tasks = [_Task(side, n, settings, patch_settings) for side in sides for n in range(settings.specimens_of(side))]
+    clinical, micro = (settings.specimens_of(side) * settings.patches_per_specimen for side in sides)
+    with writing_patches(folder, patch_settings, request, clinical=clinical, micro=micro, simulated=True) as writer:
         progress.update("simulating", 0, len(tasks))
         for n, (task, case) in enumerate(zip(tasks, _cut_all(tasks, progress, workers), strict=True)):
             writer.add(task.side, case)
@@ -288,13 +302,20 @@ def _scanner(
     spread_mm = (depth_mm - thickness_mm * (1.0 + SOFTNESS)) / (SLICES_PER_SCAN - 1)
     down, across = (int(shift) for shift in rng.integers(0, scale, 2))
     return ScannerSettings(
-        Kernel.gaussian(float(rng.uniform(*settings.psf_fwhm_mm))),
+        _kernel(rng, settings),
         slice_thickness_mm=thickness_mm,
         slice_spacing_mm=min(max(spread_mm, 0.5), WIDEST_SPACING_MM),
         noise_hu=_log_uniform(rng, settings.noise_hu),
         scale=scale,
         shift_voxels_ji=(down, across),
     )
+
+
+def _kernel(rng: np.random.Generator, settings: SimulatedPatchSettings) -> Kernel:
+    gaussian = Kernel.gaussian(float(rng.uniform(*settings.psf_fwhm_mm)))
+    if settings.shaped_share == 0 or rng.random() >= settings.shaped_share:
+        return gaussian
+    return Kernel(gaussian.mtf50_per_mm, float(rng.uniform(*settings.kernel_ratio)) * gaussian.mtf50_per_mm)
 
 
 def _log_uniform(rng: np.random.Generator, limits: Range) -> float:
