@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -63,7 +65,7 @@ def test_many_strips_make_the_same_as_one() -> None:
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
-def test_a_wide_layer_pads_as_torch_does(mode: str) -> None:
+def test_a_wide_layer_pads_as_torch_does(mode: Literal["zeros", "reflect"]) -> None:
     torch.manual_seed(4)
     layer = WideConvolution(LEAST_CHANNELS, LEAST_CHANNELS, 3, padding=1, padding_mode=mode)
     stock = nn.Conv2d(LEAST_CHANNELS, LEAST_CHANNELS, 3, padding=1, padding_mode=mode)
