@@ -6,10 +6,13 @@ import sys
 import qt
 import slicer
 import vtk
-from CTMicroSRSlicer import CTMicroSRError, about, diagnostics, dicomexport, inputs, modelchooser, sampledata, wording
+from CTMicroSRSlicer import CTMicroSRError, about, diagnostics, dicomexport, inputs, sampledata, wording
 from CTMicroSRSlicer.comparison import Comparison, overlayUncertainty
 from CTMicroSRSlicer.logic import SuperResolutionLogic
-from CTMicroSRSlicer.parameters import CTMicroSRParameterNode, Region, rememberResult, requestKey, requestOf
+from CTMicroSRSlicer.modelchooser import ModelChooser
+from CTMicroSRSlicer.parameters import CTMicroSRParameterNode, Region, overlayOf, rememberResult, requestKey, requestOf
+from CTMicroSRSlicer.scanwatch import ScanWatch
+from CTMicroSRSlicer.slicerhost import SlicerHost
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
@@ -76,7 +79,8 @@ class CTMicroSRWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui = slicer.util.childWidgetVariables(self.uiWidget)
         self.uiWidget.setMRMLScene(slicer.mrmlScene)
         self.logic = CTMicroSRLogic()
-        self.modelChooser = modelchooser.ModelChooser(self.ui.modelSelector, self.ui.cardLabel)
+        self.modelChooser = ModelChooser(self.ui, SlicerHost(), self.showMessage)
+        self.scanWatch = ScanWatch(slicer.mrmlScene, self.onScanAdded)
         self.estimateTimer = qt.QTimer()
         self.estimateTimer.setSingleShot(True)
         self.estimateTimer.setInterval(MILLISECONDS_BEFORE_ESTIMATE)
@@ -95,6 +99,7 @@ class CTMicroSRWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.estimateTimer.stop()
         self.ui = None  # a run that ends now finds no panel
         self.logic.close()
+        self.scanWatch.close()
         self.comparison.leave()
         self.setParameterNode(None)
         self.removeObservers()
@@ -133,6 +138,11 @@ class CTMicroSRWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._parameterNode.inputVolume is None:
             self._parameterNode.inputVolume = inputs.firstScan(slicer.mrmlScene)
 
+    def onScanAdded(self, volumeNode):
+        """A scan was loaded; it is taken where none is chosen."""
+        if self._parameterNode is not None and self._parameterNode.inputVolume is None:
+            self._parameterNode.inputVolume = volumeNode
+
     def setParameterNode(self, parameterNode):
         """Unbind from the old parameter node and bind to a new one, if any."""
         if self._parameterNode is not None:
@@ -165,13 +175,7 @@ class CTMicroSRWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for widget in (self.ui.overlayCheckBox, self.ui.opacitySlider, self.ui.thresholdSlider):
             widget.setEnabled(result is not None and uncertainty is not None)
         if result is not None and uncertainty is not None:
-            overlayUncertainty(
-                result,
-                uncertainty,
-                show=parameters.showUncertainty,
-                opacity=parameters.overlayOpacity,
-                thresholdHu=parameters.overlayThreshold,
-            )
+            overlayUncertainty(result, uncertainty, **overlayOf(parameters))
         self.showRunning()
         if requestKey(parameters) != self._estimated and not self.logic.isRunning:
             self._estimated = requestKey(parameters)
@@ -209,11 +213,7 @@ class CTMicroSRWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onEstimated(self, estimate, error):
         """Say it, or why there is no such run."""
         self._hasEstimate = True
-        if error is None and self._parameterNode is not None:
-            text = wording.estimateText(estimate, uncertainty=self._parameterNode.uncertainty)
-        else:
-            text = inputs.oneSentence(error) if error is not None else ""
-        self.ui.estimateLabel.setText(text)
+        self.ui.estimateLabel.setText(wording.estimateText(estimate) if error is None else inputs.oneSentence(error))
 
     def onApply(self, checked=False):
         """Super-resolve, or cancel."""
@@ -235,7 +235,7 @@ class CTMicroSRWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.showRunning()
 
     def onProgress(self, progress):
-        """The stage and the time left."""
+        """How far the whole run is, its stage and the time left."""
         self.ui.progressBar.setValue(round(PROGRESS_STEPS * progress.fraction))
         if not self._cancelling:
             self.showMessage(wording.stageText(progress))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from CTMicroSRLib import __version__, commands
-from CTMicroSRLib.errors import CancelledError, CTMicroSRError, ResourceError, UsageError
+from CTMicroSRLib.errors import CTMicroSRError, UsageError, user_error
 from CTMicroSRLib.models import DEFAULT_MODEL
 from CTMicroSRLib.terminal import JsonProgress, cancel_on_signals
 
@@ -58,23 +58,7 @@ def _run(arguments: Sequence[str], *, process_ends: bool) -> int:
     except BrokenPipeError:
         raise
     except (Exception, KeyboardInterrupt) as error:
-        return _fail(_user_error(error), debug, _wants_json(arguments))
-
-
-def _user_error(error: BaseException) -> CTMicroSRError:
-    """What to tell the user of an exception."""
-    if isinstance(error, CTMicroSRError):
-        return error
-    if isinstance(error, KeyboardInterrupt):
-        return CancelledError("Cancelled; no output was written.")
-    if isinstance(error, MemoryError):
-        return ResourceError("Not enough memory; choose a smaller region.")
-    if isinstance(error, OSError):
-        where = f" ({error.filename})" if error.filename else ""
-        return ResourceError(f"The system refused a file or device: {error.strerror or error}{where}; check it.")
-    return CTMicroSRError(
-        f"Something unforeseen went wrong ({type(error).__name__}: {error}); run it again with --debug and report it."
-    )
+        return _fail(user_error(error), debug, _wants_json(arguments))
 
 
 def _fail(error: CTMicroSRError, debug: bool, as_json: bool) -> int:
@@ -250,36 +234,50 @@ def _add_simulate(subparsers: Subparsers) -> None:
 def _add_train(subparsers: Subparsers) -> None:
     from CTMicroSRLib.training.methods import METHODS
 
-    parser = _command(subparsers, "train", "train a method of the papers, or the shipped model", commands.train)
+    parser = _command(
+        subparsers, "train", "train a method of the papers, or compact, which made the shipped model", commands.train
+    )
     parser.add_argument(
-        "method",
-        choices=("supervised", *METHODS),
-        metavar="METHOD",
-        help=f"{', '.join(METHODS)}; or supervised, which made the shipped model",
+        "method", type=_present_method, choices=METHODS, metavar="METHOD", help=f"one of {', '.join(METHODS)}"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="RUN", help="run folder")
-    parser.add_argument("--steps", type=int, help="training steps (default: the preset's)")
-    parser.add_argument("--specimens", type=int, help="simulated specimens, where no scans are given")
-    parser.add_argument("--seed", type=int, help="of everything that is drawn (1)")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--preset", metavar="NAME", help="one of the method's presets, or a .json file of settings")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="one setting; may be given again")
+    parser.add_argument("--scale", type=int, metavar="N", help="2, 4 or 8")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: the preset's)")
+    parser.add_argument("--batch", type=int, metavar="N", help="patches per step, over all devices")
+    parser.add_argument("--seed", type=int, metavar="N", help="of everything that is drawn (1)")
+    parser.add_argument(
+        "--initial",
+        type=Path,
+        metavar="FILE",
+        help="weights (.safetensors) that the generator starts from; given again with --resume, but not read then",
+    )
     parser.add_argument("--stop-at", type=int, metavar="STEP", help="stop early, on the schedule of --steps")
     parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
     parser.add_argument("--progress", choices=("auto", "json", "none"), default="auto", help="bar, JSON or nothing")
     _add_scans(parser.add_argument_group("scans", "without them, specimens are simulated"))
-    own = parser.add_argument_group("the papers' methods")
-    own.add_argument("--preset", metavar="NAME", help="one of the method's presets, or a .json file of settings")
-    own.add_argument("--set", action="append", metavar="KEY=VALUE", help="one setting; may be given again")
-    own.add_argument("--scale", type=int, metavar="N", help="2, 4 or 8")
-    own.add_argument("--batch", type=int, metavar="N", help="patches per step, over all devices")
-    own.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
-    own.add_argument("--devices", type=int, default=1, metavar="N", help="devices of this machine; torchrun does more")
-    own.add_argument("--precision", choices=("32-true", "bf16-mixed"))
-    own.add_argument("--name", help="the model's name on its card (default: METHOD-8x)")
-    own.add_argument("--calibrate", action="store_true", help="fit the uncertainty to simulated validation cases")
-    shipped = parser.add_argument_group("supervised")
-    shipped.add_argument("--loss", choices=("l1", "l2"), default="l1")
-    shipped.add_argument("--learning-rate", type=float, metavar="X", help="highest rate (default: the shipped model's)")
-    shipped.add_argument("--initial", type=Path, metavar="FILE", help="weights (.safetensors) to start from")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    machine.add_argument(
+        "--devices", type=int, default=1, metavar="N", help="devices of this machine; torchrun does more"
+    )
+    machine.add_argument("--precision", choices=("32-true", "bf16-mixed"))
+    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    card = parser.add_argument_group("the model's card")
+    card.add_argument("--name", help="the model's name (default: METHOD-8x)")
+    card.add_argument("--licence", metavar="TEXT", default="", help="of its weights, for those who get the model")
+    card.add_argument("--calibrate", action="store_true", help="fit the uncertainty to simulated validation cases")
+    card.add_argument("--measure", action="store_true", help="measure the model on the simulated test set (takes long)")
+
+
+def _present_method(name: str) -> str:
+    """The method's name; one that was there once is refused with what does the same today."""
+    if name == "supervised":
+        raise argparse.ArgumentTypeError(
+            "supervised is now a preset of the method compact, use 'ctmicrosr train compact --preset shipped'"
+        )
+    return name
 
 
 def _add_scans(group: argparse._ArgumentGroup) -> None:
@@ -292,6 +290,7 @@ def _add_scans(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--patch", type=int, metavar="N", help="coarse patch's edge in voxels (32)")
     group.add_argument("--patches-per-case", type=int, metavar="N", help="patches from each scan (2000)")
     group.add_argument("--patches", type=Path, metavar="FOLDER", help="patches of an earlier run instead of scans")
+    group.add_argument("--specimens", type=int, metavar="N", help="simulated specimens of either domain, without scans")
 
 
 def _add_evaluate(subparsers: Subparsers) -> None:

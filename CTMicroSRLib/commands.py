@@ -9,7 +9,6 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,47 +274,12 @@ def _cases(options: Namespace, given: list[str]) -> Any:  # noqa: ANN401 - CaseS
 
 def train(options: Namespace) -> None:
     """``ctmicrosr train``."""
-    if options.method != "supervised":
-        from CTMicroSRLib.training.command import train_method
+    from CTMicroSRLib.training.command import train_method
 
-        with _progress(options) as progress:
-            outcome = train_method(options, progress)
-        if outcome:
-            _say(outcome)
-        return
-    _train_supervised(options)
-
-
-def _train_supervised(options: Namespace) -> None:
-    import torch
-
-    from CTMicroSRLib.simulation.sets import HELD_OUT_SEEDS
-    from CTMicroSRLib.training.export import export_run
-    from CTMicroSRLib.training.supervised import TrainingSettings
-    from CTMicroSRLib.training.supervised import train as train_supervised
-
-    if options.seed in HELD_OUT_SEEDS:
-        raise UsageError(
-            f"The seed {options.seed} makes specimens of the sets that models are judged on; take another."
-        )
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    settings = TrainingSettings() if options.seed is None else TrainingSettings(seed=options.seed)
-    if options.steps is not None:
-        settings = replace(
-            settings, steps=options.steps, checkpoint_steps=min(options.steps, settings.checkpoint_steps)
-        )
-    if options.specimens is not None:
-        settings = replace(settings, pairs=replace(settings.pairs, specimens=options.specimens))
-    settings = replace(settings, loss=options.loss, stop_at=options.stop_at)
-    if options.learning_rate is not None:
-        settings = replace(settings, learning_rate=options.learning_rate)
-    train_supervised(options.output, settings, initial=options.initial, resume=options.resume)
-    if settings.stop_at is not None:
-        _say(f"{options.output}: stopped at step {settings.stop_at}; go on with --resume")
-        return
-    folder = export_run(options.output, settings, initial=options.initial)
-    _say(f"{folder}: a model folder for --model")
+    with _progress(options) as progress:
+        outcome = train_method(options, progress)
+    if outcome:
+        _say(outcome)
 
 
 def evaluate(options: Namespace) -> None:

@@ -41,3 +41,23 @@ class CancelledError(CTMicroSRError):
     """The user cancelled the run; nothing was left behind."""
 
     exit_status = 130
+
+
+def user_error(error: BaseException) -> CTMicroSRError:
+    """What to tell the user of an exception that ends a command."""
+    if isinstance(error, CTMicroSRError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return CancelledError("Cancelled; no output was written.")
+    if isinstance(error, MemoryError):
+        return ResourceError("Not enough memory; choose a smaller region or scan.")
+    if isinstance(error, ImportError):
+        return ResourceError(
+            f"Something is not installed ({error}); 'ctmicrosr doctor' lists what is missing and how to install it."
+        )
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return ResourceError(f"The system refused a file or device: {error.strerror or error}{where}; check it.")
+    return CTMicroSRError(
+        f"Something unforeseen went wrong ({type(error).__name__}: {error}); run it again with --debug and report it."
+    )

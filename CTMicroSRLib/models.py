@@ -168,12 +168,24 @@ def remove_model(name: str) -> Path:
     Raises:
         UsageError: the model came with the software.
         ModelError: there is no such model.
+        ResourceError: the system doesn't let it go; it stays whole.
     """
     models, _ = list_models()
     for model in models:
         if model.card.name == name:
             if model.shipped:
                 raise UsageError(f"{name} came with CTMicroSR and can't be removed; only imported models can.")
-            shutil.rmtree(model.folder)
+            _delete_whole(model.folder)
             return model.folder
     raise ModelError(f"There is no model named {name!r}; see 'ctmicrosr models list'.")
+
+
+def _delete_whole(folder: Path) -> None:
+    """Delete a folder that is either there with all its files or not at all."""
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".remove-", ignore_cleanup_errors=True) as going:
+            folder.rename(Path(going) / "model")
+    except OSError as error:
+        raise ResourceError(
+            f"The model {folder} could not be removed ({error.strerror}); close what uses it and check its permissions."
+        ) from None

@@ -169,9 +169,7 @@ def _check_shapes(card: ModelCard, path: Path) -> None:
 
 
 def _prepared(network: Generator, device: torch.device) -> Generator:
-    fold = getattr(network, "fold", None)
-    if fold is not None:
-        fold()
+    network.fold()
     network = network.eval().requires_grad_(False).to(device, torch.float32)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 

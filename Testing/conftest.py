@@ -43,9 +43,10 @@ def command_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from safetensors.torch import save_file
 
     from CTMicroSRLib.card import CARD_FILE, WEIGHTS_FILE, ModelCard
+    from CTMicroSRLib.intensity import IntensityWindow
     from CTMicroSRLib.models import sha256_of
     from CTMicroSRLib.networks import build_network
-    from CTMicroSRLib.training.supervised import CLINICAL_WINDOW, PLANES
+    from CTMicroSRLib.training.methods.compact import PLANES
 
     folder = tmp_path_factory.mktemp("models") / "small"
     folder.mkdir()
@@ -60,7 +61,7 @@ def command_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         parameters=parameters,
         scale=network.scale,
         halo=network.halo,
-        window=CLINICAL_WINDOW,
+        window=IntensityWindow(-1000.0, 2500.0),
         planes=PLANES,
         sha256=sha256_of(folder / WEIGHTS_FILE),
     )

@@ -33,11 +33,15 @@ OPTIONS = (
 )
 
 
+USUAL_SCAN_VOXELS = 512 * 512 * 200
+
+
 class FilterProgress(io.TextIOBase):
     """Turns the command's JSON lines into the lines that Slicer reads of a CLI module."""
 
-    def __init__(self, stream):
+    def __init__(self, stream, runProgress):
         self._stream = stream
+        self._runProgress = runProgress
         self._pending = ""
 
     def write(self, text):
@@ -53,7 +57,8 @@ class FilterProgress(io.TextIOBase):
         except ValueError:
             event = {}
         if event.get("event") == "progress":
-            self._stream.write(f"<filter-progress>{event['fraction']}</filter-progress>\n")
+            fraction, _seconds = self._runProgress.update(event["stage"], event["fraction"])
+            self._stream.write(f"<filter-progress>{fraction:.4f}</filter-progress>\n")
             self._stream.write(f"<filter-comment>{event['stage']}</filter-comment>\n")
         elif event.get("event") == "done":
             self._stream.write("<filter-progress>1</filter-progress>\n")
@@ -81,6 +86,15 @@ def commandArguments(arguments):
     return command
 
 
+def wholeRun(command):
+    """One bar for all stages of the command, whose scan is not read yet: as they are for a usual one."""
+    from CTMicroSRLib.run_progress import LUNG_SHARE, RunProgress, guess_network_seconds, superres_seconds
+
+    seconds = guess_network_seconds(LUNG_SHARE * USUAL_SCAN_VOXELS)
+    lungs = "--mask" not in command and command[command.index("--region") + 1] == "lungs"
+    return RunProgress(superres_seconds(USUAL_SCAN_VOXELS, seconds, lungs=lungs))
+
+
 def findLibrary():
     """Make CTMicroSRLib importable: it lies with Slicer's scripted modules, or in the checkout above this file."""
     here = Path(__file__).resolve().parent
@@ -100,7 +114,7 @@ def main(arguments):
 
     # Warnings are in the report and printed from there; Slicer would show those on standard error as errors.
     logging.getLogger().addHandler(logging.NullHandler())
-    with contextlib.redirect_stdout(FilterProgress(sys.stdout)):
+    with contextlib.redirect_stdout(FilterProgress(sys.stdout, wholeRun(command))):
         return cli.main(command)
 
 

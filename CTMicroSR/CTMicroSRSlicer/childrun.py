@@ -35,7 +35,10 @@ ERRORS: dict[int, type[CTMicroSRError]] = {
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: a stage of the engine, the part of it that is done, and the seconds it still takes."""
+    """How far something is: a stage of the engine, the part that is done, and the seconds it still takes.
+
+    A child run tells part and seconds of the stage, the logic those of the whole run.
+    """
 
     stage: str
     fraction: float

@@ -195,11 +195,18 @@ def oneSentence(error: BaseException) -> str:
     return f"Something unforeseen went wrong ({type(error).__name__}: {error}); use Copy diagnostics and report it."
 
 
+def isScan(node: slicer.vtkMRMLNode | None) -> bool:
+    """Whether it is a volume with voxels that could be a scan: no label map and no result."""
+    if node is None or node.GetClassName() != "vtkMRMLScalarVolumeNode":
+        return False
+    return node.GetImageData() is not None and not node.GetAttribute("CTMicroSR.derived")
+
+
 def firstScan(scene: slicer.vtkMRMLScene) -> slicer.vtkMRMLScalarVolumeNode | None:
-    """The first volume that could be a scan: no label map and no result; None if there is none."""
+    """The first volume that could be a scan, or None."""
     for index in range(scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode")):
         node = scene.GetNthNodeByClass(index, "vtkMRMLScalarVolumeNode")
-        if node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetAttribute("CTMicroSR.derived"):
+        if isScan(node):
             return node
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,13 @@ from typing import Any
 import slicer
 
 from CTMicroSRLib.errors import CTMicroSRError, UsageError
+from CTMicroSRLib.run_progress import (
+    LUNG_SHARE,
+    RunProgress,
+    guess_network_seconds,
+    lung_seconds,
+    superres_seconds,
+)
 from CTMicroSRLib.volume import Region
 from CTMicroSRSlicer import inputs, results
 from CTMicroSRSlicer.childrun import ChildRun, Launcher, Outcome, Progress, RunFolder, Step
@@ -23,6 +31,8 @@ from CTMicroSRSlicer.results import SuperResolution
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_EVENTS = 0.01
+LOADING_SECONDS = 0.5
+"""Keeps the end of the bar for the result's way into the scene, of which no event tells."""
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "CTMicroSR-requirements.txt"
 
 OnProgress = Callable[[Progress], None]
@@ -88,6 +98,20 @@ def estimateSteps(request: Request, files: RunFiles) -> list[Step]:
     return [*lungs, Step(infoArguments(request.settings, files))]
 
 
+def runProgress(request: Request, networkSeconds: float | None) -> RunProgress:
+    """One bar for all steps of a run. ``networkSeconds`` is what the network takes, None if that was not measured."""
+    settings, sizeIjk = request.settings, request.inputNode.GetImageData().GetDimensions()
+    voxels = math.prod(sizeIjk)
+    expected = networkSeconds
+    if expected is None:
+        inside = math.prod(Region.parse(settings.region).size_ijk) if settings.isBox else voxels
+        passes = settings.passes if settings.uncertainty else 0
+        expected = guess_network_seconds(LUNG_SHARE * voxels if settings.region == "lungs" else inside, passes)
+    lungs = lung_seconds(voxels) if settings.needsLungs else {}
+    stages = {**lungs, **superres_seconds(voxels, expected), "loading": LOADING_SECONDS}
+    return RunProgress(stages, is_timed=networkSeconds is not None)
+
+
 class SuperResolutionLogic:
     """Runs one super-resolution at a time in a child process and puts its results into the scene.
 
@@ -117,6 +141,7 @@ class SuperResolutionLogic:
         self._run: ChildRun | None = None
         self._estimating: ChildRun | None = None
         self._started: list[ChildRun] = []
+        self._timed: tuple[str, RunSettings, float] | None = None
 
     @property
     def isRunning(self) -> bool:
@@ -162,7 +187,7 @@ class SuperResolutionLogic:
         :param tile: edge of the largest tile in voxels, a multiple of 32.
         :param lungSegmentation: also add the lung mask as a segmentation.
         :param outputVolume: volume node to replace; a new one if None. ``uncertaintyVolume`` likewise.
-        :param onProgress: hears of each step (stage, fraction, secondsLeft).
+        :param onProgress: hears the stage, the fraction of the whole run that is done, and its secondsLeft (or None).
         :param interactive: may ask whether to install missing packages; never shows a dialog otherwise.
         :return: nodes and report.
         :raises CTMicroSRError: one sentence that says what is wrong; the scene is as it was.
@@ -218,7 +243,12 @@ class SuperResolutionLogic:
             scene.RemoveObserver(tag)
             onResult(*self._addResults(request, files, outcome))
 
-        run = ChildRun(steps, folder, self._launcher, python, onProgress, finish)
+        whole = runProgress(request, self._networkSeconds(request))
+
+        def report(progress: Progress) -> None:
+            onProgress(Progress(progress.stage, *whole.update(progress.stage, progress.fraction, progress.secondsLeft)))
+
+        run = ChildRun(steps, folder, self._launcher, python, report, finish)
         tag = scene.AddObserver(
             slicer.vtkMRMLScene.StartCloseEvent,
             lambda *_: run.cancel("The scene was closed while super-resolving; nothing was kept."),
@@ -243,6 +273,8 @@ class SuperResolutionLogic:
         def finish(outcome: Outcome) -> None:
             if self._estimating is run and outcome.error is None:
                 estimate = Estimate.fromFacts(outcome.results[-1]["facts"], request.settings)
+                if estimate.seconds:
+                    self._timed = (request.inputNode.GetID(), request.settings, estimate.seconds)
                 onEstimate(estimate, None)
             elif self._estimating is run:
                 onEstimate(None, outcome.error)
@@ -268,6 +300,11 @@ class SuperResolutionLogic:
         for run in self._started:
             run.close()
         self._started.clear()
+
+    def _networkSeconds(self, request: Request) -> float | None:
+        """What the last estimate said of just this run, if it did."""
+        inputId, settings, seconds = self._timed or ("", None, 0.0)
+        return seconds if (inputId, settings) == (request.inputNode.GetID(), request.settings) else None
 
     def _begin(self, run: ChildRun) -> None:
         self._started = [*(earlier for earlier in self._started if not earlier.isFinished), run]

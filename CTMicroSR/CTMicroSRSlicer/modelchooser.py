@@ -1,19 +1,36 @@
-"""The combo box of installed models, bound to the parameter ``model``.
+"""The panel's models: the combo box, bound to the parameter ``model``, the card, and importing and removing.
 
-Slicer's own connector for combo boxes needs the choices when the class is written; models can be imported later.
+Slicer's own connector for combo boxes needs the choices when the class is written; models come and go later.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Protocol
+
 import qt
 from slicer.parameterNodeWrapper import GuiConnector
 
-from CTMicroSRLib.models import DEFAULT_MODEL, list_models
-from CTMicroSRSlicer import wording
+from CTMicroSRLib.errors import CTMicroSRError, ResourceError
+from CTMicroSRLib.models import DEFAULT_MODEL, import_model, list_models, remove_model
+from CTMicroSRSlicer import inputs, wording
+
+
+class Dialogs(Protocol):
+    """Asks the user."""
+
+    def confirm(self, text: str) -> bool:
+        """Whether they say yes."""
+
+    def chooseFolder(self, title: str) -> str:
+        """A folder that is there, or nothing."""
 
 
 class ModelChooser(GuiConnector):
-    """Lists the models and shows the card of the chosen one."""
+    """Lists the models, shows the card of the chosen one, imports and removes."""
 
     @staticmethod
     def canRepresent(widget: object, datatype: object) -> bool:
@@ -24,15 +41,28 @@ class ModelChooser(GuiConnector):
     def create(widget: object, datatype: object) -> None:
         """See canRepresent."""
 
-    def __init__(self, comboBox: qt.QComboBox, cardLabel: qt.QLabel) -> None:
+    def __init__(self, ui: SimpleNamespace, dialogs: Dialogs, say: Callable[[str], None]) -> None:
+        """``ui`` has modelSelector, cardLabel, importModelButton and removeModelButton; ``say`` shows a sentence."""
         super().__init__()
-        self._comboBox, self._cardLabel = comboBox, cardLabel
-        self._models = {model.card.name: model for model in list_models()[0]}
+        self._comboBox, self._cardLabel, self._removeButton = ui.modelSelector, ui.cardLabel, ui.removeModelButton
+        self.dialogs, self._say = dialogs, say
         self._name = DEFAULT_MODEL
+        self.refresh()
+        ui.importModelButton.clicked.connect(self.onImport)
+        ui.removeModelButton.clicked.connect(self.onRemove)
+
+    def refresh(self) -> None:
+        """List the models that are installed now; the choice stays."""
+        self._models = {model.card.name: model for model in list_models()[0]}
+        wasBlocked = self._comboBox.blockSignals(True)
+        self._comboBox.clear()
         for name in self._models:
-            comboBox.addItem(name)
+            self._comboBox.addItem(name)
+        self.write(self._name)
+        self._comboBox.blockSignals(wasBlocked)
 
     def _connect(self) -> None:
+        self.refresh()  # some may have come or gone by the command
         self._comboBox.currentTextChanged.connect(self._onChosen)
 
     def _disconnect(self) -> None:
@@ -54,6 +84,44 @@ class ModelChooser(GuiConnector):
         self._comboBox.setCurrentIndex(self._comboBox.findText(value))
         self._showCard()
 
+    def onImport(self, checked: bool = False) -> None:
+        """Verify and copy the model in a folder that the user chooses, and choose it."""
+        folder = self.dialogs.chooseFolder(wording.importTitle())
+        if not folder:
+            return
+        with self._saying():
+            model = import_model(Path(folder))
+            self.refresh()
+            self._choose(model.card.name)
+            self._say(wording.importedText(model))
+
+    def onRemove(self, checked: bool = False) -> None:
+        """Delete the chosen model, if the user says yes and it was imported, and choose the shipped one."""
+        name = self._name
+        if not self.dialogs.confirm(wording.removeQuestion(name)):
+            return
+        with self._saying():
+            try:
+                remove_model(name)
+                self._choose(DEFAULT_MODEL)
+            finally:
+                self.refresh()
+            self._say(wording.removedText(name))
+
+    @contextmanager
+    def _saying(self) -> Iterator[None]:
+        """Say in one sentence why it failed."""
+        try:
+            yield
+        except CTMicroSRError as error:
+            self._say(inputs.oneSentence(error))
+        except OSError as error:
+            self._say(inputs.oneSentence(ResourceError(wording.refusedFileText(error))))
+
+    def _choose(self, name: str) -> None:
+        self.write(name)
+        self.changed()
+
     def _onChosen(self, name: str) -> None:
         self._name = name
         self._showCard()
@@ -64,3 +132,4 @@ class ModelChooser(GuiConnector):
         card = None if model is None else model.card
         self._cardLabel.setText(wording.cardText(card))
         self._cardLabel.setToolTip(wording.cardDetails(card))
+        self._removeButton.setEnabled(model is not None and not model.shipped)

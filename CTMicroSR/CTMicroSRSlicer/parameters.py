@@ -96,6 +96,15 @@ def requestKey(parameters: CTMicroSRParameterNode) -> tuple[object, ...]:
     )
 
 
+def overlayOf(parameters: CTMicroSRParameterNode) -> dict[str, float]:
+    """How the uncertainty lies over the result, as ``overlayUncertainty`` takes it."""
+    return {
+        "show": parameters.showUncertainty,
+        "opacity": parameters.overlayOpacity,
+        "thresholdHu": parameters.overlayThreshold,
+    }
+
+
 def rememberResult(parameters: CTMicroSRParameterNode, result: SuperResolution) -> None:
     """Keep what a run gave, for comparing, also when the scene is loaded again."""
     parameters.comparedVolume = result.volume.GetNodeReference(INPUT_REFERENCE)

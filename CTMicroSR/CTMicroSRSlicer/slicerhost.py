@@ -1,15 +1,16 @@
-"""Installing packages with what this version of Slicer offers."""
+"""Asking the user, and installing packages, with what this version of Slicer offers."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
 
+import qt
 import slicer
 
 
 class SlicerHost:
-    """Dialogs and installers of Slicer itself; see ``install.Host``."""
+    """Dialogs and installers of Slicer itself; see ``install.Host`` and ``modelchooser.Dialogs``."""
 
     def mayInstall(self) -> bool:
         """See Host. In testing mode Slicer answers every question with yes, so nothing is asked there."""
@@ -18,6 +19,10 @@ class SlicerHost:
     def confirm(self, text: str) -> bool:
         """See Host."""
         return bool(slicer.util.confirmOkCancelDisplay(text, windowTitle="CTMicroSR"))
+
+    def chooseFolder(self, title: str) -> str:
+        """See Dialogs."""
+        return str(qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), title) or "")
 
     def installTorch(self, versionRequirement: str) -> None:
         """See Host. Only keywords that the installed PyTorch extension has are used."""

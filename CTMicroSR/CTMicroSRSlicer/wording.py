@@ -5,6 +5,7 @@ from __future__ import annotations
 from slicer.i18n import tr as _
 
 from CTMicroSRLib.card import ModelCard
+from CTMicroSRLib.models import InstalledModel
 from CTMicroSRSlicer.childrun import Progress
 from CTMicroSRSlicer.estimate import Estimate, duration
 from CTMicroSRSlicer.results import SuperResolution
@@ -15,7 +16,7 @@ def applyText(*, running: bool) -> str:
     return _("Cancel") if running else _("Super-resolve")
 
 
-def estimateText(estimate: Estimate, *, uncertainty: bool) -> str:
+def estimateText(estimate: Estimate) -> str:
     """The one line that says what will happen."""
     i, j, k = estimate.sizeIjk
     text = _("{cells} cells to {i} x {j} x {k} voxels, {output} GB; needs {memory} of {free} GB free memory").format(
@@ -28,13 +29,7 @@ def estimateText(estimate: Estimate, *, uncertainty: bool) -> str:
         free=f"{estimate.memoryFreeGb:.2g}",
     )
     if estimate.seconds is not None:
-        time = duration(estimate.seconds)
-        if uncertainty:
-            text += _("; about {time} on {device}, several times that with uncertainty").format(
-                time=time, device=estimate.device
-            )
-        else:
-            text += _("; about {time} on {device}").format(time=time, device=estimate.device)
+        text += _("; about {time} on {device}").format(time=duration(estimate.seconds), device=estimate.device)
     return text + "." if estimate.fits else text + _(". That is more than is free: choose a smaller ROI.")
 
 
@@ -44,10 +39,11 @@ def estimatingText() -> str:
 
 
 def stageText(progress: Progress) -> str:
-    """The stage of the engine, and the time left."""
+    """The stage of the engine, and the time left of the whole run."""
     stage = progress.stage.split(":")[0]
     known = {
         "reading": _("Reading the scan"),
+        "loading the model": _("Loading the model"),
         "lungs": _("Finding the lungs"),
         "noise": _("Measuring the noise"),
         "edges": _("Measuring the blur"),
@@ -55,7 +51,7 @@ def stageText(progress: Progress) -> str:
         "writing": _("Loading the result"),
     }
     text = known.get(stage, stage)
-    if progress.secondsLeft and stage == "super-resolving":
+    if progress.secondsLeft:
         return _("{stage}, {time} left").format(stage=text, time=duration(progress.secondsLeft))
     return text
 
@@ -102,6 +98,35 @@ def cardDetails(card: ModelCard | None) -> str:
         return ""
     return _("{title}\n\nMethod: {method}\n\nTrained on: {data}\n\nLicence: {licence}\nSHA-256: {sha256}").format(
         title=card.title, method=card.method, data=card.training_data, licence=card.licence, sha256=card.sha256
+    )
+
+
+def importTitle() -> str:
+    """Of the dialog that asks for a folder."""
+    return _("Import a model: choose its folder, with card.json and model.safetensors")
+
+
+def importedText(model: InstalledModel) -> str:
+    """After a model was imported."""
+    return _("{name} was verified and imported to {folder}.").format(name=model.card.name, folder=model.folder)
+
+
+def removeQuestion(name: str) -> str:
+    """Before a model is deleted."""
+    return _("Remove the model {name} from this computer? To have it again it must be imported again.").format(
+        name=name
+    )
+
+
+def removedText(name: str) -> str:
+    """After that."""
+    return _("{name} was removed.").format(name=name)
+
+
+def refusedFileText(error: OSError) -> str:
+    """What the system would not do with a file."""
+    return _("The system refused {file} ({reason}); check its permissions, and that no other program uses it.").format(
+        file=error.filename or _("a file"), reason=error.strerror or error
     )
 
 

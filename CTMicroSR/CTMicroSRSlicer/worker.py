@@ -20,12 +20,16 @@ from pathlib import Path
 
 SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_TO_TIDY_UP = 0.3
+CANCELLED = 130
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; returns its exit status."""
     libraryFolder, keepRunning, parent, *command = arguments
-    threading.Thread(target=_watch, args=(Path(keepRunning), int(parent)), daemon=True).start()
+    isWanted = _wantedCheck(Path(keepRunning), int(parent))
+    if not isWanted():
+        return CANCELLED
+    threading.Thread(target=_watch, args=(isWanted,), daemon=True).start()
     # Python has put this file's folder first, whose modules could hide others of the same name
     here = str(Path(__file__).resolve().parent)
     sys.path[:] = [libraryFolder, *(folder for folder in sys.path if folder != here)]
@@ -50,16 +54,20 @@ def _say(**content: object) -> None:
     sys.stdout.flush()
 
 
-def _watch(keepRunning: Path, parent: int) -> None:
-    """Interrupt the command when it is no longer wanted, and end the process when it does not react."""
+def _wantedCheck(keepRunning: Path, parent: int) -> Callable[[], bool]:
     isAlive = _parentCheck(parent)
-    while keepRunning.exists() and isAlive():
+    return lambda: keepRunning.exists() and isAlive()
+
+
+def _watch(isWanted: Callable[[], bool]) -> None:
+    """Interrupt the command when it is no longer wanted, and end the process when it does not react."""
+    while isWanted():
         time.sleep(SECONDS_BETWEEN_LOOKS)
     with contextlib.suppress(ValueError, OSError):
         signal.raise_signal(signal.SIGINT)
     time.sleep(SECONDS_TO_TIDY_UP)
     # all that this process writes is in a folder that the parent deletes, so nothing half-written is left
-    os._exit(130)
+    os._exit(CANCELLED)
 
 
 def _parentCheck(parent: int) -> Callable[[], bool]:

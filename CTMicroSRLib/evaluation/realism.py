@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from CTMicroSRLib.acquisition import estimate_acquisition
-from CTMicroSRLib.errors import CancelledError, CTMicroSRError, ResourceError, UsageError
+from CTMicroSRLib.errors import UsageError, user_error
 from CTMicroSRLib.evaluation.realism_figure import draw_comparison
 from CTMicroSRLib.evaluation.realism_measures import Measures, Part, measure
 from CTMicroSRLib.evaluation.realism_table import Comparison, compare, markdown, write_comparison
@@ -242,30 +242,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with cancel_on_signals():
             run(build_parser().parse_args(arguments))
     except (Exception, KeyboardInterrupt) as error:
-        known = _user_error(error)
+        known = user_error(error)
         if "--debug" in (sys.argv if arguments is None else arguments):
             traceback.print_exc()
         sys.stderr.write(f"realism: {' '.join(str(known).split())}\n")
         return known.exit_status
     return 0
-
-
-def _user_error(error: BaseException) -> CTMicroSRError:
-    if isinstance(error, CTMicroSRError):
-        return error
-    if isinstance(error, KeyboardInterrupt):
-        return CancelledError("Cancelled; no output was written.")
-    if isinstance(error, MemoryError):
-        return ResourceError("Not enough memory; choose a smaller scan.")
-    if isinstance(error, ImportError):
-        return ResourceError(
-            f"Something is not installed ({error}); install it (pip install 'ctmicrosr[figures,train]')."
-        )
-    if isinstance(error, OSError):
-        return ResourceError(f"The system refused a file: {error}; check it.")
-    return CTMicroSRError(
-        f"Something unforeseen went wrong ({type(error).__name__}: {error}); run it again with --debug and report it."
-    )
 
 
 if __name__ == "__main__":

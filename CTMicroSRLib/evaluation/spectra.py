@@ -66,6 +66,9 @@ class RadialSpectrum:
 class GridPeak:
     """Power at the frequencies of an upsampling grid relative to the frequencies around; 1 is no grid.
 
+    It needs no truth, and says nothing of an image that has next to no power around; how strong a grid is, in HU, is
+    what :mod:`CTMicroSRLib.evaluation.printed_grid` measures.
+
     ``along_j`` and ``along_i``: mean over the multiples of 1 / scale cycles per fine voxel along that axis (lines
     across it). ``lattice``: mean over all pairs of multiples (any pattern of scale x scale voxels, printed
     alike everywhere). ``largest``: the largest of these ratios, ``largest_at_ji`` its multiples. ``modulated_j`` and

@@ -30,6 +30,7 @@ QUALITY: Columns = {
     "mae_hu": ("mean error HU", "{:.1f}"),
     "lung_psnr_db": ("PSNR dB in lung", "{:.2f}"),
     "lung_ssim": ("SSIM in lung", "{:.4f}"),
+    "shift_fine_voxels": ("shifted by fine voxels", "{:.1f}"),
 }
 STRUCTURES: Columns = {
     "edge_rise_mm": ("vessel edge rise mm", "{:.2f}"),
@@ -45,7 +46,7 @@ STRUCTURES: Columns = {
 TRUST: Columns = {
     "resolution_mm": ("resolution mm (FRC 0.5)", "{:.2f}"),
     "fine_power_ratio": ("fine power, share of truth's", "{:.2f}"),
-    "grid_peak": ("8-voxel grid (1: none)", "{:.1f}"),
+    "grid_hu": ("printed grid HU (0: none)", "{:.1f}"),
     "false_structures_per_cm2": ("false structures per cm2", "{:.1f}"),
     "bias_parenchyma_hu": ("bias HU: parenchyma", "{:+.0f}"),
     "bias_airway_lumen_hu": ("lumen", "{:+.0f}"),

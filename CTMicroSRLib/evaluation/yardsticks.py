@@ -45,6 +45,8 @@ from CTMicroSRLib.evaluation.nodules import (
     measure_nodules,
     summarise_nodules,
 )
+from CTMicroSRLib.evaluation.printed_grid import PrintedGrid, printed_grid
+from CTMicroSRLib.evaluation.shift import Shift, shift_of
 from CTMicroSRLib.evaluation.spectra import GridPeak, PatchSettings, grid_peak, power_ratio
 from CTMicroSRLib.evaluation.structures import structures_of
 from CTMicroSRLib.evaluation.tissue_bias import TissueBias, bias_by_tissue, pool_bias
@@ -78,7 +80,11 @@ class Reference:
 
 @dataclass(frozen=True)
 class Readings:
-    """One image's measures; ``lung`` and ``resolution`` are None where a case shows next to no lung."""
+    """One image's measures; ``lung`` and ``resolution`` are None where a case shows next to no lung.
+
+    ``grid`` is the grid's power over that of its neighbours, which for an image without any power there (all
+    interpolations) says nothing; ``printed`` is the grid itself in HU, in plain parenchyma.
+    """
 
     lung: Quality | None
     edges: EdgeRise
@@ -87,6 +93,8 @@ class Readings:
     nodules: NoduleVolumes
     bias: tuple[TissueBias, ...]
     grid: GridPeak | None
+    printed: PrintedGrid
+    shift: Shift
     resolution: LocalResolution | None
     fine_power: float
     false: FalseStructures
@@ -122,6 +130,8 @@ def read_image(image_kji: NDArray[Any], reference: Reference) -> Readings:
         nodules=measure_nodules(image, truth.array_kji, reference.nodules),
         bias=bias_by_tissue(image, truth.array_kji, labels.array_kji, erode_voxels=BIAS_ERODE_VOXELS),
         grid=grid_peak(image, scale) if min(image.shape[1:]) > LEAST_PERIODS * scale else None,
+        printed=printed_grid(image, truth.array_kji, scale, reference.plain.plain_kji),
+        shift=shift_of(image, truth.array_kji, scale, reference.lung_kji),
         resolution=local_resolution(image, truth.array_kji, voxel_mm, patches, reference.lung_kji) if enough else None,
         fine_power=_fine_power(image, reference, patches) if enough else math.nan,
         false=false_structures(image, reference.plain),
@@ -140,6 +150,7 @@ def summarise(readings: Sequence[Readings]) -> dict[str, float]:
     """A method's numbers over its cases; NaN where no case could be measured."""
     lung = [r.lung for r in readings if r.lung is not None]
     grids = [r.grid for r in readings if r.grid is not None]
+    shift = Shift.pool([r.shift for r in readings])
     numbers = {
         "lung_psnr_db": _mean([q.psnr_db for q in lung]),
         "lung_ssim": _mean([q.ssim for q in lung]),
@@ -149,6 +160,10 @@ def summarise(readings: Sequence[Readings]) -> dict[str, float]:
         "resolution_mm": 1.0 / _median([r.resolution.median_per_mm for r in readings if r.resolution is not None]),
         "fine_power_ratio": _median([r.fine_power for r in readings]),
         "grid_peak": max((max(g.along_j, g.along_i, g.lattice) for g in grids), default=math.nan),
+        "grid_hu": PrintedGrid.pool([r.printed for r in readings]).rms_hu,
+        "shift_fine_voxels": shift.length,
+        "shift_row_fine_voxels": shift.row,
+        "shift_column_fine_voxels": shift.column,
     }
     numbers |= _airway_numbers(readings) | _detection_numbers(readings) | _nodule_numbers(readings)
     for bias in pool_bias([r.bias for r in readings]):

@@ -10,9 +10,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from CTMicroSRLib.networks.context import run_with_context, whole_halo
+from CTMicroSRLib.networks.clean_then_enlarge import CleanThenEnlarge
 from CTMicroSRLib.networks.edsr import Edsr
-from CTMicroSRLib.networks.generator import Border, Generator, Masks
 
 SLOPE = 0.2
 
@@ -70,7 +69,7 @@ class Translator(nn.Module):
         return image + result if self.skip else result
 
 
-class CinCGenerator(Generator):
+class CinCGenerator(CleanThenEnlarge):
     """Clinical CT to micro-CT: G1 cleans on the coarse grid, EDSR enlarges.
 
     Args:
@@ -92,22 +91,6 @@ class CinCGenerator(Generator):
         scale: int = 8,
         skip: bool = False,
     ) -> None:
-        super().__init__()
-        self.scale = scale
-        self.clean = Translator(channels=channels, blocks=blocks, skip=skip)
-        self.enlarge = Edsr(channels=edsr_channels, blocks=edsr_blocks, scale=scale)
-        self.halo = whole_halo(self.clean.reach + self.enlarge.reach, 1)
-
-    def prefix(self, tile: Tensor, border: Border) -> tuple[Tensor, ...]:
-        """The tile itself: there is no dropout."""
-        return (tile,)
-
-    def suffix(self, state: tuple[Tensor, ...], border: Border, masks: Masks | None) -> Tensor:
-        """The fine image, cropped to the tile without its halo."""
-        (tile,) = state
-        return run_with_context(self._whole, tile, border, self.halo, self.scale)
-
-    def _whole(self, tile: Tensor) -> Tensor:
-        image = tile[:, :1].to(self.clean.head.weight.dtype)
-        result: Tensor = self.enlarge(self.clean(image)).float()
-        return result
+        clean = Translator(channels=channels, blocks=blocks, skip=skip)
+        enlarge = Edsr(channels=edsr_channels, blocks=edsr_blocks, scale=scale)
+        super().__init__(clean, enlarge, scale, clean.reach + enlarge.reach)

@@ -7,12 +7,13 @@ whole image is. What padding on inner sides changes reaches no further than the 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 
 from torch import Tensor
 from torch.nn import functional
 
-from CTMicroSRLib.networks.generator import Border
+from CTMicroSRLib.networks.generator import Border, Generator, Masks
 
 
 def whole_halo(reach: float, align: int) -> int:
@@ -53,3 +54,26 @@ def run_with_context(
     """
     size = (tile.shape[-2], tile.shape[-1])
     return without_context(function(aligned(tile, align)), size, border, halo, scale)
+
+
+class PaddingGenerator(Generator):
+    """A generator that pads every layer and has no dropout: all of it runs on the tile with its halo.
+
+    Attributes:
+        align: coarse voxels between the positions at which its strides agree.
+    """
+
+    align: int = 1
+
+    @abstractmethod
+    def fine_image(self, tile: Tensor) -> Tensor:
+        """``(b, 1, rows * scale, columns * scale)`` of a tile whose rows and columns are multiples of ``align``."""
+
+    def prefix(self, tile: Tensor, border: Border) -> tuple[Tensor, ...]:
+        """The tile itself: there is no dropout."""
+        return (tile,)
+
+    def suffix(self, state: tuple[Tensor, ...], border: Border, masks: Masks | None) -> Tensor:
+        """The fine image, cropped to the tile without its halo."""
+        (tile,) = state
+        return run_with_context(self.fine_image, tile, border, self.halo, self.scale, self.align)

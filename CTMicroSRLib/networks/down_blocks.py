@@ -17,20 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from CTMicroSRLib.networks.context import aligned, whole_halo, without_context
-from CTMicroSRLib.networks.generator import Border, Generator, Masks
-from CTMicroSRLib.networks.norms import Norm
-from CTMicroSRLib.networks.resnet import (
+from CTMicroSRLib.networks.context import aligned, whole_halo
+from CTMicroSRLib.networks.encoded_blocks import (
     STRIDE,
     EncodedBlocks,
+    EncodedGenerator,
     NormalisedLayer,
     doubling,
-    normalised_layers,
     reflecting,
 )
+from CTMicroSRLib.networks.norms import Norm
 
 
-class DownBlocksGenerator(Generator):
+class DownBlocksGenerator(EncodedGenerator):
     """See the module.
 
     Args:
@@ -52,37 +51,21 @@ class DownBlocksGenerator(Generator):
         dropout_rate: float = 0.0,
         dropout_blocks: int = 0,
     ) -> None:
-        super().__init__()
-        if not 0 <= dropout_blocks <= blocks:
-            raise ValueError(f"dropout_blocks is {dropout_blocks} of {blocks}")
+        super().__init__(channels, blocks, norm, dropout_rate, dropout_blocks)
         self.scale = 2**doublings
         self.smallest = EncodedBlocks.smallest()
-        self.whole_slice_only = norm == "instance"
-        self.dropout_rate = dropout_rate
-        self.dropout_channels = (channels * STRIDE,) * dropout_blocks
-        self.dropout_blocks = dropout_blocks
-        self.body = EncodedBlocks(channels, blocks, norm)
         widths = [channels >> n for n in range(doublings + 1)]
         self.up = nn.ModuleList(NormalisedLayer(doubling(wide, narrow), norm) for wide, narrow in pairwise(widths))
         self.tail = reflecting(widths[-1], 1, 7)
         above = sum(0.5**n for n in range(1, doublings + 1)) + 3.0 * 0.5**doublings
         self.halo = whole_halo(self.body.reach + above, STRIDE)
 
-    def prefix(self, tile: Tensor, border: Border) -> tuple[Tensor, ...]:
-        """Features before the first block that has dropout, and the tile for its size."""
-        coarse = aligned(tile[:, :1].to(self.tail.weight.dtype), STRIDE)
-        return self.body.before(coarse, self.dropout_blocks), tile
+    def enter(self, tile: Tensor) -> Tensor:
+        """The tile itself: the blocks work on the coarse grid."""
+        return aligned(tile[:, :1].to(self.tail.weight.dtype), STRIDE)
 
-    def suffix(self, state: tuple[Tensor, ...], border: Border, masks: Masks | None) -> Tensor:
-        """The fine image of the tile without its halo."""
-        features, tile = state
-        features = self.body.after(features, masks, self.dropout_blocks)
+    def leave(self, features: Tensor) -> Tensor:
+        """Transposed convolutions, 7x7 convolution and tanh."""
         for layer in self.up:
             features = functional.relu(layer(features), inplace=True)
-        fine = torch.tanh(self.tail(features).float())
-        return without_context(fine, (tile.shape[-2], tile.shape[-1]), border, self.halo, self.scale)
-
-    def fold(self) -> None:
-        """Fold frozen statistics into the convolutions."""
-        for layer in normalised_layers(self):
-            layer.fold()
+        return torch.tanh(self.tail(features).float())

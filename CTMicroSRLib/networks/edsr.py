@@ -27,15 +27,18 @@ class Enlarger(nn.Sequential):
     """For every doubling a 3x3 convolution to four times the channels and a pixel shuffle; nothing for scale 1."""
 
     def __init__(self, channels: int, scale: int) -> None:
-        doublings = 0 if scale == 1 else doublings_of(scale)
-        stages = [(nn.Conv2d(channels, 4 * channels, 3, padding=1), nn.PixelShuffle(2)) for _ in range(doublings)]
+        count = _doublings(scale)
+        stages = [(nn.Conv2d(channels, 4 * channels, 3, padding=1), nn.PixelShuffle(2)) for _ in range(count)]
         super().__init__(*(layer for stage in stages for layer in stage))
 
 
 def reach_of_enlarger(scale: int) -> float:
     """Coarse voxels that :class:`Enlarger` and a 3x3 convolution after it look to each side."""
-    doublings = 0 if scale == 1 else doublings_of(scale)
-    return sum(0.5**n for n in range(doublings)) + 1 / scale
+    return sum(0.5**n for n in range(_doublings(scale))) + 1 / scale
+
+
+def _doublings(scale: int) -> int:
+    return 0 if scale == 1 else doublings_of(scale)
 
 
 class Edsr(nn.Module):

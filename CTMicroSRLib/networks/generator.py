@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from CTMicroSRLib.networks.norms import fold_norms
+
 
 class Border(NamedTuple):
     """Which sides of a tile are the image's own border; the others carry the halo as context."""
@@ -74,6 +76,10 @@ class Generator(nn.Module, ABC):
         """Result for the tile without its halo, normalised intensities. In training dropout is drawn."""
         masks = self._training_masks(tile) if self.training and self.dropout_rate > 0 else None
         return self.to_image(self.suffix(self.prefix(tile, border), border, masks))
+
+    def fold(self) -> None:
+        """Fold norms whose statistics are fixed into the convolutions before them, for use without training."""
+        fold_norms(self)
 
     def _training_masks(self, tile: Tensor) -> Masks:
         keep = 1.0 - self.dropout_rate

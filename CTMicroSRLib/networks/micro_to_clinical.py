@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from CTMicroSRLib.networks.encoded_blocks import EncodedBlocks, NormalisedLayer, halving, reflecting
 from CTMicroSRLib.networks.norms import Norm
-from CTMicroSRLib.networks.resnet import EncodedBlocks, NormalisedLayer, halving, reflecting
 
 
 class MicroToClinicalGenerator(nn.Module):

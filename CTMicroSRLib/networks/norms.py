@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,38 +16,18 @@ VARIANCE_EPSILON = 1e-5
 class InstanceNorm(nn.Module):
     """(x - mean) / std of every image's every channel; no weights, nothing kept.
 
-    The same as torch's own instance norm, which copies channels-last features to and fro on a CPU: there this takes
-    half of its time.
+    The same as torch's own instance norm, which copies channels-last features to and fro on a CPU; its batch norm of
+    one image after the other does not, and takes a third of the time.
     """
 
     def forward(self, features: Tensor) -> Tensor:
         """Normalised features ``(b, c, rows, columns)``."""
         if features.device.type != "cpu":
             return functional.instance_norm(features, eps=VARIANCE_EPSILON)
-        if features.shape[-2] * features.shape[-1] < 2:
-            raise ValueError("instance norm needs more than one voxel by channel")
         if features.dtype == torch.bfloat16:
             features = features.float()  # as autocast would: the sums are long
-        result: Tensor = _InstanceNormalisation.apply(features)  # type: ignore[no-untyped-call]
-        return result
-
-
-class _InstanceNormalisation(torch.autograd.Function):
-    """Mean and variance as plain sums, which are faster by far than Welford's on channels-last features."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor) -> Tensor:  # noqa: ANN401 - torch's context has no public type
-        centred = features - features.mean(dim=(2, 3), keepdim=True)
-        rate = torch.rsqrt_((centred * centred).mean(dim=(2, 3), keepdim=True).add_(VARIANCE_EPSILON))
-        ctx.save_for_backward(centred, rate)
-        return centred * rate
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401
-        centred, rate = ctx.saved_tensors
-        along = (gradient * centred).mean(dim=(2, 3), keepdim=True).mul_(rate).mul_(rate).neg_()
-        flat = gradient - gradient.mean(dim=(2, 3), keepdim=True)
-        return torch.addcmul(flat, centred, along).mul_(rate)
+        images = features.split(1)
+        return torch.cat([functional.batch_norm(i, None, None, training=True, eps=VARIANCE_EPSILON) for i in images])
 
 
 class FrozenNorm(nn.Module):
@@ -67,6 +47,16 @@ class FrozenNorm(nn.Module):
         result: Tensor = (features - self.mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
         return result
 
+    def fold_into(self, convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
+        """Put the statistics into the weights of the convolution before this norm, which does both from then on."""
+        std = torch.sqrt(self.variance.double() + VARIANCE_EPSILON)
+        weight, bias = convolution.weight, convolution.bias
+        assert bias is not None
+        outputs = (1, -1, 1, 1) if isinstance(convolution, nn.ConvTranspose2d) else (-1, 1, 1, 1)
+        with torch.no_grad():
+            bias.copy_((bias.double() - self.mean.double()) / std)
+            weight.copy_(weight.double() / std.view(outputs))
+
     @staticmethod
     def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance by channel of what came into the norm that this one replaces, float64."""
@@ -83,12 +73,28 @@ def make_norm(norm: Norm, channels: int) -> nn.Module | None:
     return FrozenNorm(channels) if norm == "frozen" else None
 
 
-def fold_norm(convolution: nn.Conv2d | nn.ConvTranspose2d, norm: FrozenNorm) -> None:
-    """Put frozen statistics into the weights of the convolution before them."""
-    std = torch.sqrt(norm.variance.double() + VARIANCE_EPSILON)
-    weight, bias = convolution.weight, convolution.bias
-    assert bias is not None
-    outputs = (1, -1, 1, 1) if isinstance(convolution, nn.ConvTranspose2d) else (-1, 1, 1, 1)
-    with torch.no_grad():
-        bias.copy_((bias.double() - norm.mean.double()) / std)
-        weight.copy_(weight.double() / std.view(outputs))
+class FoldingLayer(nn.Module):
+    """A convolution and, where there is one, the norm after it, which folds into it once its statistics are fixed."""
+
+    def __init__(self, convolution: nn.Conv2d | nn.ConvTranspose2d, norm: nn.Module | None) -> None:
+        super().__init__()
+        self.convolution = convolution
+        self.norm = norm
+
+    def normalised(self, features: Tensor) -> Tensor:
+        """The convolution and the norm of features."""
+        result: Tensor = self.convolution(features)
+        return result if self.norm is None else self.norm(result)
+
+    def fold(self) -> None:
+        """Put frozen statistics into the convolution's weights; other norms stay."""
+        if isinstance(self.norm, FrozenNorm):
+            self.norm.fold_into(self.convolution)
+            self.norm = None
+
+
+def fold_norms(network: nn.Module) -> None:
+    """Fold every norm of a network whose statistics are fixed into the convolution before it, in place."""
+    for module in network.modules():
+        if isinstance(module, FoldingLayer):
+            module.fold()

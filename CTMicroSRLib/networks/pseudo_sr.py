@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from CTMicroSRLib.networks.context import run_with_context, whole_halo
-from CTMicroSRLib.networks.generator import Border, Generator, Masks
+from CTMicroSRLib.networks.clean_then_enlarge import CleanThenEnlarge
 from CTMicroSRLib.networks.norms import Norm
 from CTMicroSRLib.networks.rcan import Rcan
 
@@ -24,7 +23,7 @@ NOISE_CHANNELS = 8
 TransferNorm = Literal["batch", "instance", "none"]
 
 
-class PseudoSrGenerator(Generator):
+class PseudoSrGenerator(CleanThenEnlarge):
     """Clinical CT to micro-CT: G_xy cleans on the coarse grid, U enlarges.
 
     Args:
@@ -49,28 +48,12 @@ class PseudoSrGenerator(Generator):
         scale: int = 8,
         norm: Norm = "instance",
     ) -> None:
-        super().__init__()
-        self.scale = scale
-        self.whole_slice_only = norm == "instance"
-        self.clean = Rcan(channels=channels, groups=groups, blocks=clean_blocks, reduction=reduction, norm=norm)
-        self.enlarge = Rcan(
+        clean = Rcan(channels=channels, groups=groups, blocks=clean_blocks, reduction=reduction, norm=norm)
+        enlarge = Rcan(
             channels=channels, groups=groups, blocks=enlarge_blocks, reduction=reduction, scale=scale, norm=norm
         )
-        self.halo = whole_halo(self.clean.reach + self.enlarge.reach, 1)
-
-    def prefix(self, tile: Tensor, border: Border) -> tuple[Tensor, ...]:
-        """The tile itself: there is no dropout."""
-        return (tile,)
-
-    def suffix(self, state: tuple[Tensor, ...], border: Border, masks: Masks | None) -> Tensor:
-        """The fine image, cropped to the tile without its halo."""
-        (tile,) = state
-        return run_with_context(self._whole, tile, border, self.halo, self.scale)
-
-    def _whole(self, tile: Tensor) -> Tensor:
-        image = tile[:, :1].to(self.clean.head.weight.dtype)
-        result: Tensor = self.enlarge(self.clean(image)).float()
-        return result
+        super().__init__(clean, enlarge, scale, clean.reach + enlarge.reach)
+        self.whole_slice_only = norm == "instance"
 
 
 class TransferNetwork(nn.Module):

@@ -7,7 +7,6 @@ and a 7x7 convolution with tanh; instance norm without affine parameters, convol
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -15,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from CTMicroSRLib.networks.generator import Border, Generator, Masks, apply_mask, pad_border, shrink
-from CTMicroSRLib.networks.norms import FrozenNorm, Norm, fold_norm, make_norm
+from CTMicroSRLib.networks.norms import FoldingLayer, Norm, make_norm
 from CTMicroSRLib.networks.strips import in_strips
 
 
-class NormalisedConvolution(nn.Module):
+class NormalisedConvolution(FoldingLayer):
     """Padding on the image's border, convolution, norm."""
 
     def __init__(
@@ -30,25 +29,13 @@ class NormalisedConvolution(nn.Module):
         norm: Norm,
         padding: Literal["reflect", "constant"] = "reflect",
     ) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(inputs, outputs, kernel)
-        self.norm = make_norm(norm, outputs)
+        super().__init__(nn.Conv2d(inputs, outputs, kernel), make_norm(norm, outputs))
         self.padding = padding
         self.reach = kernel // 2
 
     def forward(self, features: Tensor, border: Border) -> Tensor:
         """Features, smaller by the kernel's reach on inner sides."""
-        padded = pad_border(features, border, self.reach, self.padding)
-        result: Tensor = self.convolution(padded)
-        if self.norm is not None:
-            result = self.norm(result)
-        return result
-
-    def fold(self) -> None:
-        """Put frozen statistics into the convolution's weights."""
-        if isinstance(self.norm, FrozenNorm):
-            fold_norm(self.convolution, self.norm)
-            self.norm = None
+        return self.normalised(pad_border(features, border, self.reach, self.padding))
 
 
 class ResidualBlock(nn.Module):
@@ -163,12 +150,3 @@ class ClinicalToMicroGenerator(Generator):
     def _spare(self) -> int:
         """Fine voxels that the rounding of the halo leaves on an inner side."""
         return (self.halo - self.trunk_reach) * self.scale - self._consumed_above
-
-    def fold(self) -> None:
-        """Fold frozen statistics into the convolutions."""
-        for layer in self.normalised_convolutions():
-            layer.fold()
-
-    def normalised_convolutions(self) -> Iterable[NormalisedConvolution]:
-        """Every convolution that a norm follows, in order of the forward pass."""
-        return (module for module in self.modules() if isinstance(module, NormalisedConvolution))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from CTMicroSRLib.networks.generator import Border, Generator, Masks, doublings_of, pad_border, shrink
+from CTMicroSRLib.networks.norms import FoldingLayer
 from CTMicroSRLib.networks.strips import in_strips
 
 Norm = Literal["batch", "none"]
@@ -30,15 +31,15 @@ def convolve(layer: nn.Conv2d, features: Tensor, border: Border) -> Tensor:
     return functional.conv2d(pad_border(features, border, reach, "constant"), layer.weight, layer.bias)
 
 
-class NormalisedConvolution(nn.Module):
+class NormalisedConvolution(FoldingLayer):
     """3x3 convolution and batch norm, which in use is one convolution."""
 
+    convolution: nn.Conv2d
+
     def __init__(self, channels: int, norm: Norm) -> None:
-        super().__init__()
         if norm not in ("batch", "none"):
             raise ValueError(f"norm is {norm!r}")
-        self.convolution = nn.Conv2d(channels, channels, 3)
-        self.norm = nn.BatchNorm2d(channels) if norm == "batch" else None
+        super().__init__(nn.Conv2d(channels, channels, 3), nn.BatchNorm2d(channels) if norm == "batch" else None)
 
     def forward(self, features: Tensor, border: Border) -> Tensor:
         """Features with a voxel less on inner sides."""
@@ -47,7 +48,7 @@ class NormalisedConvolution(nn.Module):
 
     def fold(self) -> None:
         """Put the norm's running statistics and factors into the convolution."""
-        if self.norm is None:
+        if not isinstance(self.norm, nn.BatchNorm2d):
             return
         mean, variance, bias = self.norm.running_mean, self.norm.running_var, self.convolution.bias
         assert mean is not None
@@ -131,9 +132,3 @@ class SrResnetGenerator(Generator):
         for stage in self.up:
             features = stage(features, border)
         return convolve(self.tail, features, border).float()
-
-    def fold(self) -> None:
-        """Fold batch norms into the convolutions before them."""
-        for module in self.modules():
-            if isinstance(module, NormalisedConvolution):
-                module.fold()

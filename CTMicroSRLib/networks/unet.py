@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from CTMicroSRLib.interpolation import REACH, phase_kernels
-from CTMicroSRLib.networks.context import run_with_context, whole_halo
-from CTMicroSRLib.networks.generator import Border, Generator, Masks
+from CTMicroSRLib.networks.context import PaddingGenerator, whole_halo
+from CTMicroSRLib.networks.fine_grid import onto_fine_grid
 from CTMicroSRLib.networks.winograd import WideConvolution
 
 
@@ -31,7 +31,7 @@ class Pair(nn.Module):
         return functional.relu(self.second(functional.relu(self.first(features), inplace=True)), inplace=True)
 
 
-class UnetGenerator(Generator):
+class UnetGenerator(PaddingGenerator):
     """See the module. 31,030,593 parameters at the defaults.
 
     Args:
@@ -54,19 +54,9 @@ class UnetGenerator(Generator):
         self.halo = whole_halo(reach(scale, depth), self.align)
         self.register_buffer("kernels", torch.from_numpy(phase_kernels(scale)), persistent=False)
 
-    def prefix(self, tile: Tensor, border: Border) -> tuple[Tensor, ...]:
-        """The interpolated tile."""
-        return (tile[:, :1],)
-
-    def suffix(self, state: tuple[Tensor, ...], border: Border, masks: Masks | None) -> Tensor:
-        """The fine image."""
-        return run_with_context(self._enlarge, state[0], border, self.halo, self.scale, self.align)
-
-    def _enlarge(self, coarse: Tensor) -> Tensor:
-        """The network on an image whose fine grid is a multiple of the stride."""
-        padded = functional.pad(coarse.float(), (REACH,) * 4, mode="replicate")
-        features = functional.pixel_shuffle(functional.conv2d(padded, self.kernels.float()), self.scale)
-        features = features.to(self.tail.weight.dtype)
+    def fine_image(self, tile: Tensor) -> Tensor:
+        """The network on the interpolated tile, whose fine grid is a multiple of the stride; float32."""
+        features = onto_fine_grid(tile[:, :1], self.kernels, self.scale).to(self.tail.weight.dtype)
         beside: list[Tensor] = []
         for pair in self.down:
             if beside:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from CTMicroSRLib.interpolation import REACH, phase_kernels
-from CTMicroSRLib.networks.context import run_with_context, whole_halo
-from CTMicroSRLib.networks.generator import Border, Generator, Masks, doublings_of
-from CTMicroSRLib.networks.norms import VARIANCE_EPSILON, FrozenNorm, Norm, fold_norm, make_norm
+from CTMicroSRLib.networks.context import PaddingGenerator, whole_halo
+from CTMicroSRLib.networks.fine_grid import onto_fine_grid
+from CTMicroSRLib.networks.generator import doublings_of
+from CTMicroSRLib.networks.norms import VARIANCE_EPSILON, FoldingLayer, FrozenNorm, Norm, make_norm
 from CTMicroSRLib.networks.winograd import WideConvolution
 
 Enlarging = Literal["nearest", "shuffle"]
@@ -53,6 +54,15 @@ class FrozenLayerNorm(FrozenNorm):
         """Normalised features."""
         return super().forward(features) * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
 
+    def fold_into(self, convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
+        """Put statistics, factors and offsets into the weights of the convolution before this norm."""
+        super().fold_into(convolution)
+        assert isinstance(convolution, nn.Conv2d)
+        assert convolution.bias is not None
+        with torch.no_grad():
+            convolution.weight.mul_(self.weight.view(-1, 1, 1, 1))
+            convolution.bias.mul_(self.weight).add_(self.bias)
+
     @staticmethod
     def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of each image's features, averaged over the images, ``(1,)`` each, float64."""
@@ -67,33 +77,17 @@ def make_layer_norm(norm: Norm, channels: int) -> nn.Module | None:
     return LayerNorm(channels) if norm == "instance" else FrozenLayerNorm(channels)
 
 
-class Convolution(nn.Module):
+class Convolution(FoldingLayer):
     """Reflection, convolution, norm; an even kernel halves."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, norm: nn.Module | None) -> None:
-        super().__init__()
         kind = WideConvolution if kernel == 3 else nn.Conv2d
-        self.convolution = kind(inputs, outputs, kernel, stride=2 - kernel % 2)
-        self.norm = norm
+        super().__init__(kind(inputs, outputs, kernel, stride=2 - kernel % 2), norm)
         self.padding = (kernel - 1) // 2
 
     def forward(self, features: Tensor) -> Tensor:
         """``(b, outputs, rows, columns)``, half of both for an even kernel."""
-        result: Tensor = self.convolution(functional.pad(features, (self.padding,) * 4, mode="reflect"))
-        return result if self.norm is None else self.norm(result)
-
-    def fold(self) -> None:
-        """Put frozen statistics, and a layer norm's factors, into the convolution's weights."""
-        norm, layer = self.norm, self.convolution
-        if not isinstance(norm, FrozenNorm):
-            return
-        fold_norm(layer, norm)
-        if isinstance(norm, FrozenLayerNorm):
-            assert layer.bias is not None
-            with torch.no_grad():
-                layer.weight.mul_(norm.weight.view(-1, 1, 1, 1))
-                layer.bias.mul_(norm.weight).add_(norm.bias)
-        self.norm = None
+        return self.normalised(functional.pad(features, (self.padding,) * 4, mode="reflect"))
 
 
 class ResidualBlock(nn.Module):
@@ -193,7 +187,7 @@ def sampled(mean: Tensor) -> Tensor:
     return mean + torch.randn_like(mean)
 
 
-class UnitGenerator(Generator):
+class UnitGenerator(PaddingGenerator):
     """Clinical CT to micro-CT: the clinical encoder, the two shared blocks, the micro-CT decoder.
 
     In training the latent code is drawn from N(mean, I); otherwise it is the mean.
@@ -247,12 +241,7 @@ class UnitGenerator(Generator):
     def own_grid(self, tile: Tensor) -> Tensor:
         """The image that the encoder sees: of a coarse tile ``(b, 1, rows, columns)``, interpolated where it is."""
         image = tile[:, :1]
-        if not self.interpolated:
-            return image
-        padded = functional.pad(image, (REACH,) * 4, mode="replicate")
-        with torch.autocast(image.device.type, enabled=False):  # the interpolated image is a target too
-            phases = functional.conv2d(padded, self.kernels.to(image.dtype))
-        return functional.pixel_shuffle(phases, self.scale)
+        return onto_fine_grid(image, self.kernels, self.scale) if self.interpolated else image
 
     def encode(self, image: Tensor) -> Tensor:
         """Mean of the latent code ``(b, 4 * channels, r, c)`` of a clinical image on its :meth:`own_grid`."""
@@ -264,24 +253,10 @@ class UnitGenerator(Generator):
         image: Tensor = self.decoder(self.decoder_first(latent))
         return image
 
-    def prefix(self, tile: Tensor, border: Border) -> tuple[Tensor, ...]:
-        """The tile itself: there is no dropout."""
-        return (tile,)
-
-    def suffix(self, state: tuple[Tensor, ...], border: Border, masks: Masks | None) -> Tensor:
-        """The fine image, cropped to the tile without its halo."""
-        (tile,) = state
-        return run_with_context(self._whole, tile, border, self.halo, self.scale, self.align)
-
-    def _whole(self, tile: Tensor) -> Tensor:
+    def fine_image(self, tile: Tensor) -> Tensor:
+        """There through the latent code, float32."""
         mean = self.encode(self.own_grid(tile))
         return self.decode(sampled(mean) if self.training else mean)
-
-    def fold(self) -> None:
-        """Fold frozen statistics into the convolutions."""
-        for module in self.modules():
-            if isinstance(module, Convolution):
-                module.fold()
 
 
 class UnitReverse(nn.Module):

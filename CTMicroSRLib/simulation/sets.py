@@ -5,7 +5,7 @@ The values of validation and test lie between those of training, in every one of
 
     ``training`` 100000 and on, ``validation`` 700000, ``shifted`` 800000, ``test`` 900000.
 
-The network's own training pairs (:mod:`CTMicroSRLib.training.pairs`) have the seeds ``seed * 100000`` and on, so its
+Simulated training patches (:mod:`CTMicroSRLib.training.simulated_patches`) have the seeds ``seed * 100000`` and on, so
 seeds 7, 8 and 9 are :data:`HELD_OUT_SEEDS`. They draw pixel, point spread and thickness from continuous ranges that
 hold the values of all sets here: to draw one of these exactly has probability zero.
 

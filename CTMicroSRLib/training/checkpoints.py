@@ -27,6 +27,9 @@ SETTINGS_FILE = "settings.json"
 CHANGEABLE = frozenset(f"trainer.{key}" for key in ("checkpoint_steps", "log_steps", "image_steps", "gradient_clip"))
 """Settings that a resumed run may have changed: how often it writes, and the cure for a gradient that explodes."""
 
+ADDED = {"trainer.warm_up_share": 0.0}
+"""Settings that earlier checkpoints don't have, and the value that means what was done before them."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -96,7 +99,7 @@ def check_same_settings(run: Path, stored: Mapping[str, Any], asked: Mapping[str
             f"The checkpoint in {run} is of the method {stored.get('method')}, not {asked['method']}; resume with that "
             "method or choose another folder."
         )
-    before, now = _flat(stored), _flat(json.loads(canonical(asked)))
+    before, now = ADDED | _flat(stored), ADDED | _flat(json.loads(canonical(asked)))
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, "nothing"), now.get(key, "nothing")
         if old != new and key not in CHANGEABLE:

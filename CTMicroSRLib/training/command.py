@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +28,17 @@ SIMULATED = (
     "Simulated lung specimens (CTMicroSRLib.simulation): clinical CT of some, micro-CT of others; no human micro-CT, "
     "no patient data."
 )
+RANGES = (
+    ("psf_fwhm_mm", "point spread", "mm"),
+    ("slice_mm", "slices", "mm"),
+    ("pixel_mm", "pixels", "mm"),
+    ("noise_hu", "noise", "HU"),
+)
 OWN = "Clinical scans: {clinical}. Micro-CT: {micro}."
 
 
 def train_method(options: Namespace, progress: Progress) -> str:
-    """Train a method of the papers as the command's options say.
+    """Train a method as the command's options say.
 
     Returns:
         What came of it, for the user; nothing on all processes but the first.
@@ -39,10 +46,11 @@ def train_method(options: Namespace, progress: Progress) -> str:
     Raises:
         UsageError: options or settings that do not go together.
         RefusedInputError: scans or patches that can't be trained on.
-        ModelError: losses that are no longer finite, or a checkpoint of something else.
+        ModelError: losses that are no longer finite, or a checkpoint or initial weights of something else.
         ResourceError: no room on the disk, or no such device.
     """
     from CTMicroSRLib.training.batches import Batches
+    from CTMicroSRLib.training.initial_weights import load_initial_weights
     from CTMicroSRLib.training.presets import parse_values, run_settings
     from CTMicroSRLib.training.trainer import check_run, train
 
@@ -54,8 +62,15 @@ def train_method(options: Namespace, progress: Progress) -> str:
         raise UsageError(
             f"The seed {options.seed} makes specimens of the sets that models are judged on; take another."
         )
-    settings = run_settings(options.method, options.preset, _named(options) | parse_values(options.set or []))
-    needs = _built(settings).needs
+    values = parse_values(options.set or [])
+    settings = run_settings(options.method, options.preset, _named(options) | values)
+    method = _built(settings)
+    needs = method.needs
+    if options.calibrate or options.measure:
+        from CTMicroSRLib.training.judgement import check_judgeable
+
+        check_judgeable(method.generator(), calibrated=options.calibrate, measured=options.measure)
+    _check_has_effect(options, values)
     if "truth" in needs and options.clinical:
         raise UsageError(
             f"The method {options.method} learns from pairs, which scans of patients don't have; leave out "
@@ -63,6 +78,9 @@ def train_method(options: Namespace, progress: Progress) -> str:
         )
     if options.stop_at != 0:
         check_run(options.output, resume=options.resume)
+    if options.initial is not None and not options.resume:
+        # Before patches are made, which may take long; the trainer reads them into its own networks.
+        load_initial_weights(method.generator(), options.initial)
     patches = _patches(options, settings, progress)
     if options.stop_at == 0:
         return f"{patches.folder}: the patches are made; train on them without --stop-at 0"
@@ -80,6 +98,7 @@ def train_method(options: Namespace, progress: Progress) -> str:
         device=options.device,
         devices=options.devices,
         resume=options.resume,
+        initial=options.initial,
         stop_at=options.stop_at,
         progress=progress,
         extra={"patches": asdict(patches.settings), "sources": list(patches.sources)},
@@ -88,7 +107,12 @@ def train_method(options: Namespace, progress: Progress) -> str:
         return ""
     if options.stop_at is not None and options.stop_at < settings.trainer.steps:
         return f"{options.output}: stopped at step {options.stop_at}; go on with --resume"
-    return f"{_export(options, settings, patches)}: a model folder for --model"
+    folder = _export(options, settings, patches)
+    if options.calibrate or options.measure:
+        from CTMicroSRLib.training.judgement import judge
+
+        judge(folder, progress, calibrated=options.calibrate, measured=options.measure)
+    return f"{folder}: a model folder for --model"
 
 
 def _built(settings: RunSettings) -> Method:
@@ -175,10 +199,27 @@ def _from_scans(options: Namespace, settings: RunSettings, folder: Path, progres
     )
 
 
+def _check_has_effect(options: Namespace, values: Mapping[str, Any]) -> None:
+    """Refuse what would change patches that are not made.
+
+    Raises:
+        UsageError: an option or setting beside patches that exist, or of simulation beside scans; it names it.
+    """
+    if options.patches is None and not options.clinical:
+        return
+    there = "--patches" if options.patches is not None else "--clinical"
+    without = ("simulation.",) if options.patches is None else ("simulation.", "patches.")
+    unused = ["--specimens"] if options.specimens is not None else []
+    unused += [f"--set {key}" for key in values if key.startswith(without)]
+    if unused:
+        raise UsageError(f"Beside {there} no such patches are made, and {unused[0]} has no effect; leave it out.")
+
+
 def _check_as_asked(options: Namespace, patches: Patches) -> None:
     """Refuse patches that are not as other options say."""
     for option, key in (
         ("patch", "patch_voxels"),
+        ("patches_per_case", "patches_per_case"),
         ("clinical_window", "clinical_window"),
         ("micro_window", "micro_window"),
     ):
@@ -207,13 +248,12 @@ def _export(options: Namespace, settings: RunSettings, patches: Patches) -> Path
         name=options.name or f"{options.method}-{settings.method.scale}x",
         method=label,
         training_data=_training_data(options, patches),
+        licence=options.licence,
         command=_command(options, settings, patches),
         card_fields=method.card_fields(),
     )
     weights = load_file(options.output / "weights.safetensors")
     folder = export_generator(options.output / RUN_MODEL, weights, method.architecture(), patches, export)
-    if options.calibrate:
-        _calibrate(folder)
     for companion_folder, companion in method.companions().items():
         _export_companion(options.output / companion_folder, companion, patches, export)
     return folder
@@ -231,20 +271,18 @@ def _export_companion(folder: Path, companion: Companion, patches: Patches, expo
     export_generator(folder, weights, companion.architecture, patches, card, seen)
 
 
-def _calibrate(folder: Path) -> None:
-    from CTMicroSRLib.card import CARD_FILE, read_card
-    from CTMicroSRLib.training.checkpoints import write_file
-    from CTMicroSRLib.training.export import calibrate
-
-    card = replace(read_card(folder), calibration=calibrate(folder))
-    write_file(folder / CARD_FILE, card.to_json().encode())
-
-
 def _training_data(options: Namespace, patches: Patches) -> str:
     if patches.simulated:
-        return SIMULATED
+        return SIMULATED + _scanners(patches)
     names = {key: ", ".join(path.name for path in getattr(options, key) or []) for key in ("clinical", "micro")}
     return OWN.format(**names) if all(names.values()) else "Patches of the user's own scans."
+
+
+def _scanners(patches: Patches) -> str:
+    """The ranges of simulated scanners that the patches come from, as far as they are known."""
+    known = patches.simulation or {}
+    ranges = [f"{what} {known[key][0]:g} to {known[key][1]:g} {unit}" for key, what, unit in RANGES if key in known]
+    return f" Clinical scans: {', '.join(ranges)}." if ranges else ""
 
 
 def _command(options: Namespace, settings: RunSettings, patches: Patches) -> str:
@@ -257,6 +295,8 @@ def _command(options: Namespace, settings: RunSettings, patches: Patches) -> str
     rooms: tuple[str, ...] = ("method", "trainer")
     if preset is not None:
         words += ["--preset", preset]
+    if options.initial is not None:
+        words += ["--initial", options.initial.name]
     if options.clinical:
         for key in ("clinical", "micro", "clinical_mask", "micro_mask"):
             paths = getattr(options, key)

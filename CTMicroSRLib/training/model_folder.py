@@ -37,6 +37,7 @@ class Export:
         training_data: for people.
         command: that trains it again.
         card_fields: more of the card, from the method.
+        licence: of the weights; empty where nobody said.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Export:
     training_data: str
     command: str
     card_fields: dict[str, Any]
+    licence: str = ""
 
 
 def export_generator(
@@ -116,6 +118,7 @@ def _card(
         sha256=sha256_of(weights),
         method=export.method,
         training_data=export.training_data,
+        licence=export.licence,
         command=export.command,
         **export.card_fields,
     )

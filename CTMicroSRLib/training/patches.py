@@ -110,6 +110,7 @@ class Patches:
     """Patches on disk; the arrays are memory-mapped, see the module for their meaning.
 
     ``sources`` says what a case number stands for: scan or specimen, its domain and more; no case is in both domains.
+    ``simulation`` holds the settings that simulated specimens and scanners were drawn by.
     """
 
     folder: Path
@@ -124,6 +125,7 @@ class Patches:
     micro_place: Int32
     truth: Int16 | None = None
     scanner: Float32 | None = None
+    simulation: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -169,11 +171,12 @@ def open_patches(folder: Path) -> Patches:
         counts = {side: int(manifest["patches"][side]) for side in ("clinical", "micro")}
         layout = _layout(settings, counts["clinical"], counts["micro"], paired=bool(manifest["paired"]))
         sources, simulated = tuple(dict(source) for source in manifest["sources"]), bool(manifest["simulated"])
+        simulation = manifest.get("request", {}).get("simulation")
     except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
         raise RefusedInputError(f"{folder / MANIFEST} can't be understood ({error}); {DAMAGED}") from None
     arrays = {name: _mapped(folder / f"{name}.npy", *expected) for name, expected in layout.items()}
     _check_cases(folder, arrays, len(sources))
-    return Patches(folder, settings, simulated, sources, **arrays)
+    return Patches(folder, settings, simulated, sources, **arrays, simulation=simulation)
 
 
 def patches_made_before(folder: Path, request: Mapping[str, Any]) -> Patches | None:

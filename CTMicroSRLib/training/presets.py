@@ -45,6 +45,7 @@ def run_settings(method: str, preset: str | None, values: Mapping[str, Any]) -> 
     scale = chosen.get("scale")
     if scale is not None:
         chosen.setdefault("patches.scale", scale)
+    _check_rooms(kind, chosen)
     rooms = {room: {k.partition(".")[2]: v for k, v in chosen.items() if k.startswith(f"{room}.")} for room in ROOMS}
     own = {key: value for key, value in chosen.items() if not key.startswith(tuple(f"{room}." for room in ROOMS))}
     settings = changed(kind.settings(), _as_tuples(own), f"the method {method}")
@@ -60,6 +61,18 @@ def run_settings(method: str, preset: str | None, values: Mapping[str, Any]) -> 
         patches,
         changed(SimulatedPatchSettings(), _as_tuples(rooms["simulation"]), "the simulation"),
     )
+
+
+def _check_rooms(kind: MethodKind, values: Mapping[str, Any]) -> None:
+    """Refuse a key that is nowhere where it stands but is a setting elsewhere, and say where."""
+    known = {"": kind.settings, "trainer": TrainerSettings, "patches": PatchSettings}
+    known |= {"simulation": SimulatedPatchSettings}
+    for key in values:
+        room, _, name = key.rpartition(".")
+        elsewhere = [r for r, settings in known.items() if name in {field.name for field in fields(settings)}]
+        if elsewhere and room in known and room not in elsewhere:
+            written = " or ".join(f"{other}.{name}" if other else name for other in elsewhere)
+            raise UsageError(f"There is no setting {key!r} of the method {kind.name}; write {written}.")
 
 
 def parse_values(texts: Sequence[str]) -> dict[str, Any]:

@@ -18,7 +18,13 @@ def schedule_factor(settings: TrainerSettings, progress: float, span: tuple[floa
     first, last = span
     if not first <= progress < last:
         return 0.0
-    share = (progress - first) / (last - first)
+    share, step = (progress - first) / (last - first), 1.0 / (settings.steps * (last - first))
+    factor = _without_warm_up(settings, share)
+    return factor if settings.warm_up_share == 0.0 else factor * min(1.0, (share + step) / settings.warm_up_share)
+
+
+def _without_warm_up(settings: TrainerSettings, share: float) -> float:
+    """The schedule where ``share`` of its span is done."""
     if settings.schedule == "linear":
         constant = settings.constant_share
         return 1.0 if share <= constant else (1.0 - share) / (1.0 - constant)

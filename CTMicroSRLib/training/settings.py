@@ -20,6 +20,7 @@ class TrainerSettings:
         precision: ``32-true``, or ``bf16-mixed``: bfloat16 where autocast finds it safe, weights in float32.
         schedule: of every optimiser over its span: ``linear`` is constant and then falls to 0 (P1), ``halving`` halves
             at shares of the span (P2, ESRGAN, CinCGAN), ``cosine`` is half a cosine down to 0, or ``constant``.
+        warm_up_share: share of the span over which the rate rises from next to nothing, times the schedule; 0: none.
         constant_share: share of the span before ``linear`` falls.
         halving_shares: shares of the span at which ``halving`` halves.
         average_decay: decay a step of the weights' exponential average, which is what a run ends with; 0: no average.
@@ -37,6 +38,7 @@ class TrainerSettings:
     seed: int = 1
     precision: Precision = "32-true"
     schedule: Schedule = "linear"
+    warm_up_share: float = 0.0
     constant_share: float = 0.5
     halving_shares: tuple[float, ...] = (0.5,)
     average_decay: float = 0.999
@@ -58,7 +60,7 @@ class TrainerSettings:
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}")
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}")
-        for name in ("constant_share", "mix_ratio"):
+        for name in ("warm_up_share", "constant_share", "mix_ratio"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be from 0 to 1")
         if not all(0.0 <= share <= 1.0 for share in self.halving_shares):

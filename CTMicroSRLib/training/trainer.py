@@ -37,6 +37,7 @@ from CTMicroSRLib.training.checkpoints import (
 )
 from CTMicroSRLib.training.gradients import average_over_processes, clip_gradients, gradient_norm
 from CTMicroSRLib.training.image_pool import ImagePools, PoolSettings
+from CTMicroSRLib.training.initial_weights import load_initial_weights
 from CTMicroSRLib.training.method import Batch, Losses, Method
 from CTMicroSRLib.training.methods import MethodKind
 from CTMicroSRLib.training.optimisers import build_optimisers
@@ -65,6 +66,7 @@ def train(
     device: str = "auto",
     devices: int = 1,
     resume: bool = False,
+    initial: Path | None = None,
     stop_at: int | None = None,
     progress: Progress | None = None,
     extra: Mapping[str, Any] | None = None,
@@ -89,6 +91,8 @@ def train(
         devices: processes to start on this machine, one for each device, where ``torchrun`` hasn't started them: the
             program starts again in each.
         resume: go on from the folder's checkpoint.
+        initial: weights (safetensors) that the generator and its average start from; a resumed run must be told the
+            same file name, and doesn't read it again.
         stop_at: stop after so many steps, with a checkpoint, though the schedules are of a longer training.
         progress: is told how far the training is, and asked whether to stop.
         extra: more for ``settings.json`` (where the patches come from); a resumed run must have the same.
@@ -96,8 +100,8 @@ def train(
     Raises:
         UsageError: a folder that has a checkpoint, or has none to resume from; other settings than the checkpoint's;
             a batch that can't be divided among the processes, or lacks a domain.
-        ModelError: a checkpoint that is damaged or of another method; a loss or gradient that is no longer finite (the
-            last checkpoint stays).
+        ModelError: a checkpoint that is damaged or of another method; initial weights that don't fit; a loss or
+            gradient that is no longer finite (the last checkpoint stays).
         ResourceError: no such device, a package is missing, or the disk is full (the last checkpoint stays).
         CancelledError: stopped from outside; the checkpoint is of the last finished step.
     """
@@ -105,6 +109,7 @@ def train(
         "method": kind.name,
         "method_settings": asdict(method_settings),
         "trainer": asdict(settings),
+        **({"initial": initial.name} if initial is not None else {}),
         **(extra or {}),
     }
     check_run(run, resume=resume)
@@ -118,6 +123,8 @@ def train(
         sample = batches(0, fabric.global_rank, fabric.world_size)
         torch.manual_seed(settings.seed)
         method = kind.build(method_settings)
+        if initial is not None and checkpoint is None:
+            load_initial_weights(method.generator(), initial)
         check_domains(method, kind.name, sample)
         training = _Training(fabric, method, settings, described, run)
         if checkpoint is not None:

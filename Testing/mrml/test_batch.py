@@ -46,6 +46,8 @@ def test_progress_is_what_slicer_reads(files):
     fractions = [float(text) for text in re.findall(r"<filter-progress>([\d.]+)</filter-progress>", ran.stdout)]
     assert fractions[-1] == 1.0
     assert len(fractions) > 3
+    assert fractions == sorted(fractions)
+    assert fractions.count(1.0) == 2, "the last stage and the end; no stage before fills the bar"
     assert "<filter-comment>super-resolving</filter-comment>" in ran.stdout
     assert '{"event"' not in ran.stdout
 

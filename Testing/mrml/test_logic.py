@@ -39,7 +39,7 @@ def outcome(tmp_path_factory):
     study = hierarchy.CreateStudyItem(patient, "study")
     hierarchy.CreateItem(study, volume)
     volume.SetAttribute("DICOM.instanceUIDs", "1.2.3 1.2.4")
-    stages = []
+    heard = []
     logic = SuperResolutionLogic()
     found = logic.superResolve(
         volume,
@@ -48,14 +48,14 @@ def outcome(tmp_path_factory):
         passes=2,
         seed=5,
         lungSegmentation=True,
-        onProgress=lambda progress: stages.append(progress.stage),
+        onProgress=heard.append,
     )
     slicer.app.temporaryPath = before
     return {
         "input": volume,
         "result": found,
         "study": study,
-        "stages": stages,
+        "heard": heard,
         "folder": folder,
         "scene": slicer.mrmlScene,
     }
@@ -160,9 +160,17 @@ def test_nodes_say_where_they_came_from(outcome):
 
 
 def test_progress_is_heard_and_no_file_is_left(outcome):
-    assert any(stage.startswith("lungs") for stage in outcome["stages"])
-    assert "super-resolving" in outcome["stages"]
+    stages = [progress.stage for progress in outcome["heard"]]
+    assert any(stage.startswith("lungs") for stage in stages)
+    assert "super-resolving" in stages
     assert list(outcome["folder"].iterdir()) == []
+
+
+def test_progress_is_that_of_the_whole_run_and_never_goes_back(outcome):
+    fractions = [progress.fraction for progress in outcome["heard"]]
+    assert fractions == sorted(fractions)
+    assert max(p.fraction for p in outcome["heard"] if p.stage.startswith("lungs")) < 0.6
+    assert 0.9 < fractions[-1] < 1.0, "the result still has to be loaded"
 
 
 def test_results_survive_saving_and_loading_the_scene(outcome, tmp_path):

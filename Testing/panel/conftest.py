@@ -71,7 +71,8 @@ def _application():
 
 
 @pytest.fixture
-def scene(tmp_path, monkeypatch):
+def scene(tmp_path, tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("CTMICROSR_MODELS", str(tmp_path_factory.mktemp("models")))
     slicerapplication.newScene()
     slicerapplication.addViews()
     monkeypatch.setattr(slicer.app, "temporaryPath", str(tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import re
 
 import pytest
 import slicer
@@ -41,11 +42,16 @@ def test_the_line_says_what_will_happen_and_a_click_does_it_and_shows_it(panel, 
     assert "free memory" in line
     panel.screenshot("ready")
     before = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode").GetViewArrangement()
+    bar = []
+    panel.ui.progressBar.valueChanged.connect(bar.append)
     panel.ui.applyButton.click()
     assert panel.ui.applyButton.text() == "Cancel"
     panel.until(lambda: "Super-resolving" in panel.status)
     panel.screenshot("running")
     panel.until(lambda: not panel.widget.logic.isRunning)
+    assert len(bar) > 3
+    assert bar == sorted(bar), "the bar went back"
+    assert any(re.fullmatch(r"Reading the scan, \d+ (s|min) left", message) for message in panel.messages)
     assert "is there after" in panel.status
     assert panel.ui.applyButton.text() == "Super-resolve"
     assert list(tmp_path.iterdir()) == []

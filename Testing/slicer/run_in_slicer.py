@@ -8,12 +8,17 @@ The module paths must come before --python-script. Slicer ends with status 0 whe
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import shutil
 import sys
 import tempfile
 import time
 import unittest
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import slicer
@@ -50,6 +55,25 @@ def loadSpecimen():
     from CTMicroSRSlicer.sampledata import specimenFile
 
     return slicer.util.loadVolume(str(specimenFile()), {"name": "specimen"})
+
+
+@contextmanager
+def renamedModel(folder: Path):
+    """The shipped model under another name, in a folder; models are imported into the folder, too, meanwhile."""
+    from CTMicroSRLib.models import FOLDER_VARIABLE, find_model
+
+    source = Path(shutil.copytree(find_model("compact-8x").folder, folder / "source"))
+    card = source / "card.json"
+    content = {**json.loads(card.read_text(encoding="utf-8")), "name": "compact-again"}
+    card.write_text(json.dumps(content), encoding="utf-8")
+    before = os.environ.get(FOLDER_VARIABLE)
+    os.environ[FOLDER_VARIABLE] = str(folder / "installed")
+    try:
+        yield source
+    finally:
+        del os.environ[FOLDER_VARIABLE]
+        if before is not None:
+            os.environ[FOLDER_VARIABLE] = before
 
 
 class InSlicer(unittest.TestCase):
@@ -105,17 +129,58 @@ class InSlicer(unittest.TestCase):
         parameters.uncertainty = True
         parameters.passes = 2
         before = slicer.app.layoutManager().layout
+        bar = []
+        widget.ui.progressBar.connect("valueChanged(int)", bar.append)
         widget.ui.applyButton.click()
         until(lambda: "uper-resolving" in widget._message or not widget.logic.isRunning)
         screenshot("running")
         until(lambda: not widget.logic.isRunning)
         assert "is there after" in widget._message
+        assert len(bar) > 3, bar
+        assert bar == sorted(bar), bar
         assert widget.comparison.isShown
         screenshot("result")
         widget.ui.overlayCheckBox.click()
         screenshot("done")
         widget.ui.compareButton.click()
         assert slicer.app.layoutManager().layout == before
+
+    def test_panel_takes_a_scan_that_is_loaded_while_it_is_open(self):
+        if slicer.util.mainWindow() is None:
+            self.skipTest("there is no main window")
+        slicer.util.selectModule("CTMicroSR")
+        widget = slicer.modules.CTMicroSRWidget
+        assert widget._parameterNode.inputVolume is None
+        first = loadSpecimen()
+        until(lambda: widget._parameterNode.inputVolume is not None, seconds=10)
+        loadSpecimen()
+        until(lambda: widget._hasEstimate)
+        assert widget._parameterNode.inputVolume is first
+        assert widget.ui.inputSelector.currentNode() is first
+
+    def test_panel_imports_and_removes_a_model(self):
+        if slicer.util.mainWindow() is None:
+            self.skipTest("there is no main window")
+        from CTMicroSRLib.models import find_model
+
+        slicer.util.selectModule("CTMicroSR")
+        widget = slicer.modules.CTMicroSRWidget
+        widget.ui.advancedSection.collapsed = False
+        with tempfile.TemporaryDirectory() as folder, renamedModel(Path(folder)) as source:
+            widget.modelChooser.dialogs = SimpleNamespace(
+                chooseFolder=lambda _title: str(source), confirm=lambda _text: True
+            )
+            assert not widget.ui.removeModelButton.enabled
+            widget.ui.importModelButton.click()
+            assert widget._parameterNode.model == "compact-again", widget._message
+            assert widget.ui.modelSelector.currentText == "compact-again"
+            screenshot("models")
+            assert not find_model("compact-again").shipped
+            widget.ui.removeModelButton.click()
+            assert widget._message == "compact-again was removed."
+            assert widget._parameterNode.model == "compact-8x"
+            assert not widget.ui.removeModelButton.enabled
+        widget.ui.advancedSection.collapsed = True
 
     def test_panel_cancel(self):
         if slicer.util.mainWindow() is None:

@@ -149,3 +149,10 @@ def test_settings_are_compared_as_json_and_the_first_difference_is_named(tmp_pat
         check_same_settings(tmp_path, stored, SETTINGS | {"method_settings": {"widths": (8,)}})
     with pytest.raises(ModelError, match=r"of the method tiny, not unit;"):
         check_same_settings(tmp_path, stored, SETTINGS | {"method": "unit"})
+
+
+def test_a_checkpoint_from_before_a_setting_was_there_goes_on_without_it(tmp_path):
+    stored = {"method": "tiny", "method_settings": {"widths": [8, 16]}, "trainer": {"steps": 7}}
+    check_same_settings(tmp_path, stored, SETTINGS | {"trainer": {"steps": 7, "warm_up_share": 0.0}})
+    with pytest.raises(UsageError, match=r"trained with trainer\.warm_up_share = 0\.0, not 0\.1;"):
+        check_same_settings(tmp_path, stored, SETTINGS | {"trainer": {"steps": 7, "warm_up_share": 0.1}})

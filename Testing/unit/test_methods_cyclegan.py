@@ -421,3 +421,8 @@ def test_presets_hold_settings_that_there_are(name):
 def test_settings_that_make_no_sense_are_refused(name, values):
     with pytest.raises(UsageError, match="is not possible"):
         changed(method_kind(name).settings(), values, name)
+
+
+def test_kernels_that_have_no_middle_are_refused_when_the_networks_are_made():
+    with pytest.raises(ValueError, match="not odd"):
+        method_of("sr-cyclegan", first_kernel=4)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from CTMicroSRLib.networks.resnet import ResnetBlock
+from CTMicroSRLib.networks.encoded_blocks import ResnetBlock
 from CTMicroSRLib.networks.winograd import LEAST_CHANNELS, WideConvolution, convolve_padded, fits
 
 ROUNDING = 3e-5

@@ -52,14 +52,24 @@ def test_every_value_of_a_preset_arrives(name, preset):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_its_papers_preset_and_a_small_one(name):
     presets = method_kind(name).presets
+    full = "shipped" if name == "compact" else "paper"  # the compact generator has no paper
     with torch.device("meta"):
         sizes = {
             preset: sum(p.numel() for p in method_kind(name).build(run_settings(name, preset, {}).method).parameters())
-            for preset in ("paper", "small")
+            for preset in (full, "small")
         }
-    assert sizes["small"] < sizes["paper"] / 3
-    if name != "compact":  # there is no paper
-        assert presets["paper"]["trainer.steps"] > 10_000
+    assert sizes["small"] < sizes[full] / 3
+    assert presets[full]["trainer.steps"] > (1_000 if name == "compact" else 10_000)
+
+
+def test_the_shipped_models_preset_asks_for_its_patches_too():
+    settings = run_settings("compact", "shipped", {})
+    simulation, patches = settings.simulation, settings.patches
+    assert (simulation.specimens_of("clinical"), simulation.specimens_of("micro")) == (120, 1)
+    assert (simulation.patches_per_specimen, simulation.shaped_share, simulation.slice_mm) == (60, 0.35, (0.5, 5.0))
+    assert (patches.patch_voxels, patches.least_lung_share, patches.scale) == (40, 0.3, 8)
+    assert (settings.method.loss, settings.trainer.batch) == ("mean_square", 8)
+    assert settings.method.grid_weight > 0 < settings.trainer.warm_up_share
 
 
 def test_the_four_networks_of_sr_cyclegan_have_the_papers_number_of_parameters():
@@ -142,6 +152,22 @@ def test_a_wrong_key_is_refused_with_those_that_there_are(key, offered):
     with pytest.raises(UsageError, match=rf"There is no setting '{key.partition('.')[2] or key}'|{key}") as error:
         run_settings("unet", None, {key: 1})
     assert offered in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "written"),
+    [
+        ("steps", "trainer.steps"),
+        ("patch_voxels", "patches.patch_voxels"),
+        ("specimens", "simulation.specimens"),
+        ("seed", "trainer.seed or patches.seed or simulation.seed"),
+        ("trainer.channels", "channels"),
+        ("simulation.batch", "trainer.batch"),
+    ],
+)
+def test_a_key_without_its_room_or_in_another_is_refused_with_where_it_is(key, written):
+    with pytest.raises(UsageError, match=rf"^There is no setting '{key}' of the method unet; write {written}\.$"):
+        run_settings("unet", None, {key: 1})
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -235,4 +261,5 @@ def test_what_differs_from_the_defaults_makes_the_preset_again(name, preset):
     values = differing(settings.method, plain.method)
     values |= {f"trainer.{key}": value for key, value in differing(settings.trainer, plain.trainer).items()}
     values |= {f"patches.{key}": value for key, value in differing(settings.patches, plain.patches).items()}
+    values |= {f"simulation.{key}": value for key, value in differing(settings.simulation, plain.simulation).items()}
     assert run_settings(name, None, json.loads(json.dumps(values))) == settings

@@ -9,7 +9,7 @@ import pytest
 from CTMicroSRLib import UsageError
 from CTMicroSRLib.simulation.cases import CaseSettings
 from CTMicroSRLib.simulation.sets import HELD_OUT_SEEDS, SETS, SHIFTS, case_set, consecutive_cases
-from CTMicroSRLib.training.pairs import PairSettings
+from CTMicroSRLib.training.simulated_patches import FIRST_MICRO_SEED, SimulatedPatchSettings
 
 SCANNER_VALUES = ("pixel_mm", "psf_fwhm_mm", "slice_mm", "noise_hu")
 
@@ -46,15 +46,15 @@ def test_what_is_measured_on_lies_between_values_of_training(name, field):
     assert max(seen) < max(trained)
 
 
-def test_the_seeds_of_other_sets_are_those_that_training_pairs_must_not_have():
+def test_the_seeds_of_other_sets_are_those_that_training_patches_must_not_have():
     for name in ("validation-1", "test-1", "shifted-1"):
         for training_seed in range(1, 30):
-            pairs = PairSettings(seed=training_seed)
-            drawn = {pairs.seed * 100_000 + n for n in range(pairs.specimens)}
+            first = training_seed * 100_000
+            drawn = {first + side + n for side in (0, FIRST_MICRO_SEED) for n in range(1_000)}
             assert training_seed in HELD_OUT_SEEDS or not drawn & set(case_set(name).seeds)
     held_out = {seed // 100_000 for name in ("validation-1", "test-1", "shifted-1") for seed in case_set(name).seeds}
     assert held_out == set(HELD_OUT_SEEDS)
-    assert PairSettings().seed not in HELD_OUT_SEEDS
+    assert SimulatedPatchSettings().seed not in HELD_OUT_SEEDS
 
 
 def test_each_shifted_case_has_something_that_the_training_set_never_has():

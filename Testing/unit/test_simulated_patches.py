@@ -9,6 +9,7 @@ import pytest
 
 from CTMicroSRLib.errors import CancelledError, ResourceError, UsageError
 from CTMicroSRLib.progress import SilentProgress
+from CTMicroSRLib.simulation.kernels import GAUSSIAN_RATIO
 from CTMicroSRLib.simulation.sets import HELD_OUT_SEEDS, SETS, case_set
 from CTMicroSRLib.training import simulated_patches
 from CTMicroSRLib.training.patches import PatchSettings, from_stored, open_patches
@@ -99,6 +100,32 @@ def test_the_noise_in_the_patches_is_the_noise_that_is_told(tmp_path):
     bright = hu(quiet.clinical) > -750.0
     assert bright.sum() > 300
     assert 45.0 < noise[bright].std() < 75.0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_asked_for_share_of_kernels_is_not_gaussian(share):
+    settings = replace(SETTINGS, shaped_share=share)
+    rng = np.random.default_rng(1)
+    kernels = [simulated_patches._kernel(rng, settings) for _ in range(400)]
+    ratios = np.array([kernel.mtf10_per_mm / kernel.mtf50_per_mm for kernel in kernels])
+    shaped = np.abs(ratios - GAUSSIAN_RATIO) > 1e-6
+    assert shaped.mean() == pytest.approx(share, abs=0.08)
+    low, high = settings.kernel_ratio
+    assert ((ratios[shaped] >= low - 1e-6) & (ratios[shaped] <= high + 1e-6)).all()
+    widths = np.array([kernel.psf_fwhm_mm for kernel in kernels])[~shaped]
+    assert all((0.6 - 1e-6 <= width <= 2.0 + 1e-6) for width in widths)
+
+
+def test_there_may_be_few_micro_ct_where_a_method_has_no_use_for_them(tmp_path):
+    settings = replace(SETTINGS, specimens=2, micro_specimens=1, patches_per_specimen=2, scans_per_specimen=1)
+    made = simulate_patches(tmp_path / "patches", settings, PATCHES)
+    assert [source["domain"] for source in made.sources] == ["clinical", "clinical", "micro"]
+    assert (len(made.clinical), len(made.micro)) == (4, 2)
+
+
+def test_the_patches_know_what_they_were_simulated_with(patches):
+    assert tuple(patches.simulation["noise_hu"]) == SETTINGS.noise_hu
+    assert patches.simulation["specimens"] == 2
 
 
 def test_micro_ct_is_in_hu_with_the_clinical_window(patches):
@@ -193,6 +220,9 @@ def test_no_room_on_the_disk_is_told_before_anything_is_simulated(tmp_path, monk
         {"scans_per_specimen": -1},
         {"margin_voxels": 8},
         {"seed": -1},
+        {"micro_specimens": -1},
+        {"shaped_share": 1.5},
+        {"kernel_ratio": (1.0, 9.0)},
         {"pixel_mm": (0.9, 0.5)},
         {"slice_mm": (0.1, 4.0)},
         {"noise_hu": (0.0, 3.0)},

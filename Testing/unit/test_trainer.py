@@ -167,6 +167,21 @@ def test_schedules_are_those_computed_by_hand(schedule, expected):
     assert [schedule_factor(settings, step / 10) for step in range(10)] == pytest.approx(expected, abs=1e-7)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_rate_rises_evenly_over_its_warm_up_and_then_follows_its_schedule(schedule):
+    plain = TrainerSettings(steps=1_000, schedule=schedule)
+    warm = replace(plain, warm_up_share=0.1)
+    factors, without = (np.array([schedule_factor(s, n / 1_000) for n in range(1_000)]) for s in (warm, plain))
+    np.testing.assert_allclose(factors[:100] / without[:100], np.arange(1, 101) / 100, rtol=1e-9)
+    np.testing.assert_array_equal(factors[100:], without[100:])
+
+
+def test_a_warm_up_begins_where_the_span_of_its_optimiser_does():
+    settings = TrainerSettings(steps=100, schedule="constant", warm_up_share=0.2)
+    factors = [schedule_factor(settings, n / 100, (0.5, 1.0)) for n in (49, 50, 54, 59, 60, 99)]
+    assert factors == pytest.approx([0, 0.1, 0.5, 1, 1, 1])
+
+
 def test_a_schedule_runs_over_its_span_and_rests_outside():
     settings = TrainerSettings(schedule="linear", constant_share=0.5)
     span = (0.2, 0.6)

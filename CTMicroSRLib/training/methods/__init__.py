@@ -37,7 +37,8 @@ METHODS = tuple(_FILES)
 class MethodKind:
     """A method's class, its settings' class, and its presets: values that differ from the settings' defaults.
 
-    A preset may also hold ``trainer.KEY`` for the trainer's settings and ``patches.KEY`` for those of the patches.
+    A preset may also hold ``trainer.KEY`` for the trainer's settings, ``patches.KEY`` for those of the patches and
+    ``simulation.KEY`` for those of their simulation.
     """
 
     name: str

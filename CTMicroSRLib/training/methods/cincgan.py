@@ -19,10 +19,12 @@ from CTMicroSRLib.networks.cincgan import CinCGenerator, Translator
 from CTMicroSRLib.networks.discriminators import StridedDiscriminator
 from CTMicroSRLib.networks.generator import Generator, doublings_of
 from CTMicroSRLib.networks.initialisation import initialise_normal
-from CTMicroSRLib.training.losses.adversarial import discriminator_loss, generator_loss
+from CTMicroSRLib.training.critics import Judged, critic_losses
+from CTMicroSRLib.training.losses.adversarial import generator_loss
 from CTMicroSRLib.training.losses.resampling import block_mean
 from CTMicroSRLib.training.losses.variation import total_variation
 from CTMicroSRLib.training.method import Batch, Domain, Method, OptimiserSettings, Update, frozen
+from CTMicroSRLib.training.setting_checks import check_above_zero, check_at_least, check_share, check_weights
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         doublings_of(self.scale)
-        for name in ("channels", "blocks", "edsr_channels", "edsr_blocks", "critic_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        for name in (name for name in vars(self) if name.endswith("_weight")):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must not be negative")
-        for name in ("inner_learning_rate", "outer_learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be above 0")
-        if not 0 <= self.inner_share <= 1:
-            raise ValueError("inner_share must be from 0 to 1")
+        check_at_least(self, 1, "channels", "blocks", "edsr_channels", "edsr_blocks", "critic_channels")
+        check_weights(self)
+        check_above_zero(self, "inner_learning_rate", "outer_learning_rate")
+        check_share(self, "inner_share")
 
 
 class CinCMethod(Method):
@@ -120,19 +115,17 @@ class CinCMethod(Method):
         """The inner stage's losses; after ``inner_share`` of the training the outer cycle's too."""
         clean = block_mean(batch.micro, self.scale)
         cleaned = self.to_micro.clean(batch.clinical)
-        critic = {
-            "critic_clean": discriminator_loss("lsgan", self.clean_critic(clean), _logits(self.clean_critic, cleaned))
-        }
+        judged: dict[str, Judged] = {"critic_clean": (self.clean_critic, clean, cleaned)}
         if update.progress < self.settings.inner_share:
-            update("inner_critic", critic)
+            update("inner_critic", critic_losses("lsgan", judged))
             enlarged = functional.l1_loss(self.to_micro.enlarge(clean), batch.micro)
             with frozen(self.clean_critic):
                 losses = self._inner_losses(batch.clinical, cleaned, clean)
                 update("inner", losses | {"enlarging": self.settings.enlarging_weight * enlarged})
             return
         fine = self.to_micro.enlarge(cleaned)
-        real, fake = self.micro_critic(batch.micro), _logits(self.micro_critic, fine)
-        update("joint_critics", critic | {"critic_micro": discriminator_loss("lsgan", real, fake)})
+        judged["critic_micro"] = (self.micro_critic, batch.micro, fine)
+        update("joint_critics", critic_losses("lsgan", judged))
         with frozen(self.clean_critic, self.micro_critic):
             losses = self._inner_losses(batch.clinical, cleaned, clean)
             update("joint", losses | self._outer_losses(batch, fine, clean))
@@ -172,12 +165,6 @@ class CinCMethod(Method):
             "scale": settings.scale,
             "skip": settings.skip,
         }
-
-
-def _logits(critic: StridedDiscriminator, fake: Tensor) -> Tensor:
-    """What a discriminator says of generated patches, without gradient to their generator."""
-    logits: Tensor = critic(fake.detach())
-    return logits
 
 
 METHOD = CinCMethod

@@ -5,6 +5,7 @@ The blur and noise that the network is told are off by up to a share of themselv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,17 +14,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from CTMicroSRLib.card import Plane
 from CTMicroSRLib.networks.compact import CompactGenerator
 from CTMicroSRLib.networks.generator import Generator
 from CTMicroSRLib.training.losses.grid import grid_power
 from CTMicroSRLib.training.method import Batch, Domain, Method, OptimiserSettings, Update
 from CTMicroSRLib.training.samples import generator_input
-from CTMicroSRLib.training.supervised import PLANES
+from CTMicroSRLib.training.setting_checks import check_above_zero, check_choice, check_weights
+
+PLANES = (
+    Plane("psf_fwhm_voxels", mean=1.8, std=0.7, low=0.65, high=4.0),
+    Plane("log_noise_hu", mean=2.7, std=0.9, low=math.log(2.0), high=math.log(70.0)),
+)
+"""What the network is told of a scan; the limits are those of the simulated scanners."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Network and loss; the defaults are those of the shipped model.
+    """Network and loss; the network's defaults are those of the shipped model.
 
     Attributes:
         scale: fine voxels per coarse voxel.
@@ -53,14 +61,13 @@ class Settings:
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.loss not in ("l1", "mean_square"):
-            raise ValueError("loss must be one of l1, mean_square")
+        check_choice(self, "loss", ("l1", "mean_square"))
         if not 0.0 <= self.dropout_rate < 1.0:
             raise ValueError("dropout_rate must be from 0 to less than 1")
         if not (0.0 <= self.misjudged_psf < 1.0 and 0.0 <= self.misjudged_noise < 1.0):
             raise ValueError("misjudged shares must be from 0 to less than 1")
-        if min(self.grid_weight, self.learning_rate) < 0:
-            raise ValueError("weights and learning rate must not be negative")
+        check_weights(self)
+        check_above_zero(self, "learning_rate")
 
 
 class Compact(Method):
@@ -127,17 +134,23 @@ def _misjudgement(values: Tensor, share: float) -> Tensor:
 
 METHOD = Compact
 
-_SHIPPED = {
-    "trainer.batch": 8,
-    "trainer.steps": 9_000,
-    "trainer.schedule": "cosine",
-    "trainer.average_decay": 0.999,
-    "trainer.gradient_clip": 1.0,
-}
-
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": _SHIPPED,
-    "grid-free": {**_SHIPPED, "grid_weight": 100.0},
+    "shipped": {
+        "loss": "mean_square",
+        "grid_weight": 20.0,
+        "trainer.batch": 8,
+        "trainer.steps": 9_000,
+        "trainer.schedule": "cosine",
+        "trainer.warm_up_share": 0.03,
+        "trainer.gradient_clip": 1.0,
+        "patches.patch_voxels": 40,
+        "patches.least_lung_share": 0.3,
+        "simulation.specimens": 120,
+        "simulation.micro_specimens": 1,
+        "simulation.patches_per_specimen": 60,
+        "simulation.shaped_share": 0.35,
+        "simulation.slice_mm": (0.5, 5.0),
+    },
     "small": {"channels": 24, "blocks": 4},
 }
-"""There is no paper: ``paper`` is how the shipped model was trained, but for its warm-up."""
+"""There is no paper: ``shipped`` is how the shipped model is trained, with the patches that it wants."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, get_args
+from typing import Any, get_args
 
 from torch import Tensor
 from torch.nn import functional
@@ -17,10 +17,10 @@ from CTMicroSRLib.networks.discriminators import PatchDiscriminator
 from CTMicroSRLib.networks.generator import Generator
 from CTMicroSRLib.networks.initialisation import initialise_normal
 from CTMicroSRLib.networks.resnet import ResnetGenerator
-from CTMicroSRLib.training.losses.adversarial import Adversarial, discriminator_loss, generator_loss
+from CTMicroSRLib.training.critics import Critic, adversarial_loss, critic_losses
+from CTMicroSRLib.training.losses.adversarial import Adversarial
 from CTMicroSRLib.training.method import Batch, Domain, Method, OptimiserSettings, Update, frozen
-
-Network: TypeAlias = Callable[[Tensor], Tensor]
+from CTMicroSRLib.training.setting_checks import check_above_zero, check_at_least, check_choice, check_not_negative
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Side:
 
     name: str
     real: Tensor
-    make: Network
-    judge: Network
+    make: Callable[[Tensor], Tensor]
+    judge: Critic
 
 
 def cycle_losses(
@@ -63,10 +63,8 @@ def cycle_losses(
     for side, other in (sides, sides[::-1]):
         made[side.name] = side.make(other.real)
         if weights.adversarial:
-            answer = side.judge(side.real) if adversarial == "relativistic" else None
-            losses[f"adversarial_{side.name}"] = weights.adversarial * generator_loss(
-                adversarial, side.judge(made[side.name]), answer
-            )
+            deceiving = adversarial_loss(adversarial, side.judge, side.real, made[side.name])
+            losses[f"adversarial_{side.name}"] = weights.adversarial * deceiving
         if weights.cycle:
             back = other.make(made[side.name])
             losses[f"cycle_{other.name}"] = weights.cycle * functional.l1_loss(back, other.real)
@@ -80,12 +78,8 @@ def judge_losses(
     sides: tuple[Side, Side], made: Mapping[str, Tensor], adversarial: Adversarial, update: Update
 ) -> dict[str, Tensor]:
     """The discriminators' losses by domain, on images made now and before."""
-    return {
-        side.name: discriminator_loss(
-            adversarial, side.judge(side.real), side.judge(update.pool(side.name, made[side.name].detach()))
-        )
-        for side in sides
-    }
+    judged = {side.name: (side.judge, side.real, update.pool(side.name, made[side.name].detach())) for side in sides}
+    return critic_losses(adversarial, judged)
 
 
 @dataclass(frozen=True)
@@ -117,14 +111,11 @@ class Settings:
     dropout_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.scale not in (2, 4, 8):
-            raise ValueError(f"scale is {self.scale}, not 2, 4 or 8")
-        if self.adversarial not in get_args(Adversarial):
-            raise ValueError(f"adversarial is {self.adversarial!r}, not lsgan, log or relativistic")
-        if min(self.channels, self.blocks, self.discriminator_channels) < 1:
-            raise ValueError("channels and blocks must be at least 1")
-        if self.adversarial_weight <= 0 or min(self.cycle, self.identity) < 0 or self.learning_rate <= 0:
-            raise ValueError("a weight or the learning rate is negative or 0")
+        check_choice(self, "scale", (2, 4, 8))
+        check_choice(self, "adversarial", get_args(Adversarial))
+        check_at_least(self, 1, "channels", "blocks", "discriminator_channels")
+        check_above_zero(self, "adversarial_weight", "learning_rate")
+        check_not_negative(self, "cycle", "identity")
         if not 0.0 <= self.dropout_rate < 1.0:
             raise ValueError(f"dropout_rate is {self.dropout_rate}")
 

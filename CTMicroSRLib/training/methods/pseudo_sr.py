@@ -18,9 +18,11 @@ from torch.nn import functional
 from CTMicroSRLib.networks.discriminators import StridedDiscriminator
 from CTMicroSRLib.networks.generator import Generator, doublings_of
 from CTMicroSRLib.networks.pseudo_sr import PseudoSrGenerator, TransferNetwork, TransferNorm
-from CTMicroSRLib.training.losses.adversarial import discriminator_loss, generator_loss
+from CTMicroSRLib.training.critics import critic_losses
+from CTMicroSRLib.training.losses.adversarial import generator_loss
 from CTMicroSRLib.training.losses.resampling import block_mean
 from CTMicroSRLib.training.method import Batch, Domain, Method, OptimiserSettings, Update, frozen
+from CTMicroSRLib.training.setting_checks import check_above_zero, check_at_least, check_choice, check_weights
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         doublings_of(self.scale)
-        for name in ("groups", "clean_blocks", "enlarge_blocks", "reduction", "transfer_blocks", "critic_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        if self.channels < 2:
-            raise ValueError("channels must be at least 2")
-        if self.transfer_norm not in get_args(TransferNorm):
-            raise ValueError(f"transfer_norm must be one of {', '.join(get_args(TransferNorm))}")
-        for name in (name for name in vars(self) if name.endswith("_weight")):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must not be negative")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError("learning_rate must be above 0")
+        counts = ("groups", "clean_blocks", "enlarge_blocks", "reduction", "transfer_blocks", "critic_channels")
+        check_at_least(self, 1, *counts)
+        check_at_least(self, 2, "channels")
+        check_choice(self, "transfer_norm", get_args(TransferNorm))
+        check_weights(self)
+        check_above_zero(self, "learning_rate")
 
 
 class PseudoSrMethod(Method):
@@ -114,18 +110,12 @@ class PseudoSrMethod(Method):
             fine = self.to_micro.enlarge(recovered)
         with torch.no_grad():
             fine_of_scan = self.to_micro.enlarge(cleaned)
-        critics = {
-            "clinical": (self.clinical_critic, batch.clinical, made),
-            "clean": (self.clean_critic, clean, cleaned),
-            "fine": (self.fine_critic, fine_of_scan, fine),
+        judged = {
+            "critic_clinical": (self.clinical_critic, batch.clinical, made),
+            "critic_clean": (self.clean_critic, clean, cleaned),
+            "critic_fine": (self.fine_critic, fine_of_scan, fine),
         }
-        update(
-            "critics",
-            {
-                f"critic_{name}": discriminator_loss("lsgan", critic(real), critic(fake.detach()))
-                for name, (critic, real, fake) in critics.items()
-            },
-        )
+        update("critics", critic_losses("lsgan", judged))
         with frozen(self.clinical_critic, self.clean_critic, self.fine_critic):
             losses = {
                 "gan_clinical": generator_loss("lsgan", self.clinical_critic(made)),

@@ -13,17 +13,19 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from CTMicroSRLib.errors import UsageError
-from CTMicroSRLib.networks import build_network
 from CTMicroSRLib.networks.discriminators import PatchDiscriminator
-from CTMicroSRLib.networks.generator import Generator
+from CTMicroSRLib.networks.down_blocks import DownBlocksGenerator
+from CTMicroSRLib.networks.encoded_blocks import STRIDE
+from CTMicroSRLib.networks.generator import Generator, doublings_of
 from CTMicroSRLib.networks.initialisation import initialise_normal
 from CTMicroSRLib.networks.micro_to_clinical import MicroToClinicalGenerator
-from CTMicroSRLib.networks.resnet import STRIDE
-from CTMicroSRLib.training.losses.adversarial import Adversarial, discriminator_loss, generator_loss
+from CTMicroSRLib.networks.sr_cyclegan import ClinicalToMicroGenerator
+from CTMicroSRLib.training.critics import adversarial_loss, critic_losses
+from CTMicroSRLib.training.losses.adversarial import Adversarial
 from CTMicroSRLib.training.losses.mmsr import MmsrWeights, mmsr_losses
 from CTMicroSRLib.training.losses.resampling import block_mean
 from CTMicroSRLib.training.losses.ssim import SSIM_CONSTANTS
@@ -36,6 +38,9 @@ from CTMicroSRLib.training.method import (
     check_whole_strides,
     frozen,
 )
+from CTMicroSRLib.training.setting_checks import check_above_zero, check_choice
+
+DOMAINS = ("micro", "clinical")
 
 SMALLEST_SHRUNK = 4
 """Rows and columns that G2's last layer needs to reflect three of them."""
@@ -103,22 +108,16 @@ class Settings:
     learning_rate: float = 1e-5
 
     def __post_init__(self) -> None:
-        if self.scale not in (2, 4, 8):
-            raise ValueError(f"scale is {self.scale}, not 2, 4 or 8")
+        check_choice(self, "scale", (2, 4, 8))
         if self.channels < self.scale or self.channels % self.scale:
             raise ValueError(f"channels is {self.channels}, not a multiple of the scale")
-        if self.generator not in ("up-blocks", "down-blocks"):
-            raise ValueError(f"generator is {self.generator!r}, not up-blocks or down-blocks")
+        check_choice(self, "generator", ("up-blocks", "down-blocks"))
         if self.generator == "down-blocks" and (self.first_kernel, self.middle_kernel) != (7, 3):
             raise ValueError("down-blocks have no other kernels than 7 and 3")
-        if self.ssim_constants not in SSIM_CONSTANTS:
-            raise ValueError(f"ssim_constants is {self.ssim_constants!r}, not {', '.join(SSIM_CONSTANTS)}")
-        if self.power not in (1, 2):
-            raise ValueError(f"power is {self.power}, not 1 or 2")
-        if self.adversarial not in get_args(Adversarial):
-            raise ValueError(f"adversarial is {self.adversarial!r}, not lsgan, log or relativistic")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}")
+        check_choice(self, "ssim_constants", SSIM_CONSTANTS)
+        check_choice(self, "power", (1, 2))
+        check_choice(self, "adversarial", get_args(Adversarial))
+        check_above_zero(self, "learning_rate")
         weights = [getattr(self, name) for name in _WEIGHTS]
         if min(weights) < 0 or max(weights) == 0:
             raise ValueError("the losses' weights are negative or all 0")
@@ -196,10 +195,10 @@ class SrCycleGan(Method):
         super().__init__()
         self.settings = settings
         self.scale = settings.scale
-        doublings = settings.scale.bit_length() - 1
-        self.clinical_to_micro = build_network(*self.architecture())
+        kind = DownBlocksGenerator if settings.generator == "down-blocks" else ClinicalToMicroGenerator
+        self.clinical_to_micro: Generator = kind(**self.architecture()[1])
         self.micro_to_clinical = MicroToClinicalGenerator(
-            channels=settings.channels, blocks=settings.blocks, doublings=doublings
+            channels=settings.channels, blocks=settings.blocks, doublings=doublings_of(settings.scale)
         )
         self.micro_discriminator = PatchDiscriminator(channels=settings.discriminator_channels)
         self.clinical_discriminator = PatchDiscriminator(channels=settings.discriminator_channels)
@@ -208,11 +207,7 @@ class SrCycleGan(Method):
     def optimisers(self) -> Mapping[str, OptimiserSettings]:
         """``generators`` and, where there is an adversarial loss, ``discriminators``."""
         rate = self.settings.learning_rate
-        judges = tuple(
-            f"{domain}_discriminator"
-            for domain in ("micro", "clinical")
-            if getattr(self.settings, f"adversarial_{domain}")
-        )
+        judges = tuple(f"{domain}_discriminator" for domain in DOMAINS if self._adversarial_weight(domain))
         generators = OptimiserSettings(("clinical_to_micro", "micro_to_clinical"), rate)
         return {"generators": generators} | ({"discriminators": OptimiserSettings(judges, rate)} if judges else {})
 
@@ -226,7 +221,7 @@ class SrCycleGan(Method):
         parameters: dict[str, Any] = {
             "channels": s.channels,
             "blocks": s.blocks,
-            "doublings": s.scale.bit_length() - 1,
+            "doublings": doublings_of(s.scale),
             "norm": "instance",
         }
         if s.generator == "down-blocks":
@@ -251,12 +246,12 @@ class SrCycleGan(Method):
         made = {"micro": made_micro.detach(), "clinical": made_clinical.detach()}
         real = {"micro": batch.micro, "clinical": batch.clinical}
         judged = {
-            domain: self._judged(domain, real[domain], update.pool(domain, made[domain]))
-            for domain in ("micro", "clinical")
-            if getattr(self.settings, f"adversarial_{domain}")
+            domain: (self._discriminator(domain), real[domain], update.pool(domain, made[domain]))
+            for domain in DOMAINS
+            if self._adversarial_weight(domain)
         }
         if judged:
-            update("discriminators", judged)
+            update("discriminators", critic_losses(self.settings.adversarial, judged))
 
     def _mmsr(self, batch: Batch, made_micro: Tensor, made_clinical: Tensor) -> dict[str, Tensor]:
         s = self.settings
@@ -273,12 +268,11 @@ class SrCycleGan(Method):
     def _adversarial(self, batch: Batch, made_micro: Tensor, made_clinical: Tensor) -> dict[str, Tensor]:
         losses = {}
         for domain, made, real in (("clinical", made_clinical, batch.clinical), ("micro", made_micro, batch.micro)):
-            weight = getattr(self.settings, f"adversarial_{domain}")
+            weight = self._adversarial_weight(domain)
             if weight:
                 judge = self._discriminator(domain)
-                answer = judge(real) if self.settings.adversarial == "relativistic" else None
-                losses[f"adversarial_{domain}"] = weight * generator_loss(
-                    self.settings.adversarial, judge(made), answer
+                losses[f"adversarial_{domain}"] = weight * adversarial_loss(
+                    self.settings.adversarial, judge, real, made
                 )
         return losses
 
@@ -309,11 +303,10 @@ class SrCycleGan(Method):
             losses["identity_clinical"] = s.identity_clinical * functional.l1_loss(again, batch.clinical)
         return losses
 
-    def _judged(self, domain: str, real: Tensor, made: Tensor) -> Tensor:
-        judge = self._discriminator(domain)
-        return discriminator_loss(self.settings.adversarial, judge(real), judge(made))
+    def _adversarial_weight(self, domain: str) -> float:
+        return self.settings.adversarial_micro if domain == "micro" else self.settings.adversarial_clinical
 
-    def _discriminator(self, domain: str) -> nn.Module:
+    def _discriminator(self, domain: str) -> PatchDiscriminator:
         return self.micro_discriminator if domain == "micro" else self.clinical_discriminator
 
     def _distance(self, first: Tensor, second: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from CTMicroSRLib.training.losses.mmsr import MmsrWeights, mmsr_losses
 from CTMicroSRLib.training.losses.ssim import SSIM_CONSTANTS
 from CTMicroSRLib.training.method import Batch
 from CTMicroSRLib.training.methods import unit
+from CTMicroSRLib.training.setting_checks import check_choice
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,8 @@ class Settings(unit.Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ssim_constants not in SSIM_CONSTANTS:
-            raise ValueError(f"ssim_constants must be one of {', '.join(SSIM_CONSTANTS)}")
-        if self.distance_power not in (1, 2):
-            raise ValueError("distance_power must be 1 or 2")
+        check_choice(self, "ssim_constants", SSIM_CONSTANTS)
+        check_choice(self, "distance_power", (1, 2))
 
 
 class SrUnitMethod(unit.UnitMethod):

@@ -6,95 +6,47 @@ mentions none, and their weights are of photographs, so there is no such term he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from torch import Tensor
 from torch.nn import functional
 
-from CTMicroSRLib.networks.discriminators import DiscriminatorNorm, PooledDiscriminator
-from CTMicroSRLib.networks.generator import Generator
 from CTMicroSRLib.networks.srresnet import Norm, SrResnetGenerator
-from CTMicroSRLib.training.method import Batch, Domain, Method, OptimiserSettings, Update
-from CTMicroSRLib.training.pairing import NEEDS, Pairing, check_pairing, gan_step, input_and_target
+from CTMicroSRLib.training.losses.adversarial import Adversarial
+from CTMicroSRLib.training.method import Losses
+from CTMicroSRLib.training.paired_method import PairedGan, PairedGanSettings
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Networks and loss; the defaults are P0's where it gives them, else the 2017 paper's.
+class Settings(PairedGanSettings):
+    """The generator, beside what all such methods are told; the defaults are P0's, else the 2017 paper's.
+
+    ``adversarial_weight`` is P0's lambda. P0 does not pretrain; the 2017 paper does so for 5/6 of its training.
 
     Attributes:
-        scale: fine voxels per coarse voxel, a power of 2.
         channels: width of the generator.
         blocks: its residual blocks.
         norm: its norm: ``batch`` or ``none``.
-        discriminator_channels: of the discriminator's first layers.
-        discriminator_norm: ``batch``, ``instance`` or ``none``.
-        adversarial_weight: of -log D(G(x)); P0's lambda.
-        pretrain_share: share of the training with the mean square alone (none in P0; 5/6 in the 2017 paper).
-        pairing: see :data:`~CTMicroSRLib.training.pairing.Pairing`.
-        noise: of the input, normalised; P3 adds some to its shrunk patches and does not say how much.
-        learning_rate: of both networks.
     """
 
-    scale: int = 8
     channels: int = 64
     blocks: int = 16
     norm: Norm = "batch"
-    discriminator_channels: int = 64
-    discriminator_norm: DiscriminatorNorm = "batch"
-    adversarial_weight: float = 1e-3
-    pretrain_share: float = 0.0
-    pairing: Pairing = "paired"
-    noise: float = 0.0
-    learning_rate: float = 1e-4
-
-    def __post_init__(self) -> None:
-        check_pairing(self.pairing)
-        if not 0.0 <= self.pretrain_share <= 1.0:
-            raise ValueError("pretrain_share must be from 0 to 1")
-        if min(self.adversarial_weight, self.noise, self.learning_rate) < 0:
-            raise ValueError("weights, noise and learning rate must not be negative")
 
 
-class SrGan(Method):
+class SrGan(PairedGan):
     """See the module."""
 
-    needs: frozenset[Domain]  # depends on the pairing
+    settings: Settings
+    adversarial: ClassVar[Adversarial] = "log"
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.needs = NEEDS[settings.pairing]
-        self.scale = settings.scale
-        self.network = SrResnetGenerator(**self.architecture()[1])
-        self.discriminator = PooledDiscriminator(
-            channels=settings.discriminator_channels, norm=settings.discriminator_norm
-        )
+        super().__init__(settings, SrResnetGenerator)
 
-    def optimisers(self) -> Mapping[str, OptimiserSettings]:
-        """Adam with the usual moments for both, on one schedule; the discriminator rests in the pretraining."""
-        rate = self.settings.learning_rate
-        return {
-            "generator": OptimiserSettings(("network",), rate, betas=(0.9, 0.999)),
-            "discriminator": OptimiserSettings(("discriminator",), rate, betas=(0.9, 0.999)),
-        }
-
-    def step(self, batch: Batch, update: Update) -> None:
-        """Generator by mean square and adversarial loss (P0 eqs 3 and 4), then the discriminator."""
-        settings = self.settings
-        coarse, target = input_and_target(batch, settings.pairing, self.scale, settings.noise)
-        result = self.network(coarse)
-        content = {"mean_square": functional.mse_loss(result, target)}
-        if update.progress < settings.pretrain_share:
-            update("generator", content)
-            return
-        weight = settings.adversarial_weight
-        gan_step(result, target, content, self.discriminator, update, kind="log", weight=weight)
-
-    def generator(self) -> Generator:
-        """SRResNet."""
-        return self.network
+    def distances(self, result: Tensor, target: Tensor) -> Losses:
+        """The mean square (P0 eq 3)."""
+        return {"mean_square": functional.mse_loss(result, target)}
 
     def architecture(self) -> tuple[str, dict[str, Any]]:
         """``srresnet``."""

@@ -17,11 +17,12 @@ from torch.nn import functional
 
 from CTMicroSRLib.card import RUN_SYNTHESIZER
 from CTMicroSRLib.networks.discriminators import PatchDiscriminator, PooledDiscriminator
-from CTMicroSRLib.networks.generator import Generator
+from CTMicroSRLib.networks.generator import Generator, doublings_of
 from CTMicroSRLib.networks.initialisation import initialise_normal
 from CTMicroSRLib.networks.resnet import ResnetGenerator
 from CTMicroSRLib.networks.srresnet import SrResnetGenerator
-from CTMicroSRLib.training.losses.adversarial import Adversarial, discriminator_loss, generator_loss
+from CTMicroSRLib.training.critics import adversarial_loss, critic_losses
+from CTMicroSRLib.training.losses.adversarial import Adversarial
 from CTMicroSRLib.training.losses.resampling import gaussian_pyramid
 from CTMicroSRLib.training.losses.ssim import SSIM_CONSTANTS, ssim
 from CTMicroSRLib.training.method import (
@@ -34,6 +35,7 @@ from CTMicroSRLib.training.method import (
     frozen,
 )
 from CTMicroSRLib.training.methods.cyclegan import CycleWeights, Side, cycle_losses, judge_losses
+from CTMicroSRLib.training.setting_checks import check_above_zero, check_choice, check_not_negative, check_weights
 
 SYNTHESIS = ("micro_to_clinical", "clinical_to_micro")
 SYNTHESIS_JUDGES = ("clinical_discriminator", "coarse_micro_discriminator")
@@ -80,17 +82,14 @@ class Settings:
     learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
-        if self.scale not in (2, 4, 8):
-            raise ValueError(f"scale is {self.scale}, not 2, 4 or 8")
+        check_choice(self, "scale", (2, 4, 8))
         if not 0.0 < self.first_share < 1.0:
             raise ValueError(f"first_share is {self.first_share}, not between 0 and 1")
-        if self.ssim_constants not in SSIM_CONSTANTS:
-            raise ValueError(f"ssim_constants is {self.ssim_constants!r}, not {', '.join(SSIM_CONSTANTS)}")
-        if self.synthesis_adversarial not in get_args(Adversarial):
-            raise ValueError(f"synthesis_adversarial is {self.synthesis_adversarial!r}")
-        weights = (self.ssim_micro, self.ssim_clinical, self.cycle, self.identity, self.adversarial_weight)
-        if min(weights) < 0 or min(self.synthesis_learning_rate, self.learning_rate) <= 0:
-            raise ValueError("a weight is negative or a learning rate is not above 0")
+        check_choice(self, "ssim_constants", SSIM_CONSTANTS)
+        check_choice(self, "synthesis_adversarial", get_args(Adversarial))
+        check_not_negative(self, "ssim_micro", "ssim_clinical", "cycle", "identity")
+        check_weights(self)
+        check_above_zero(self, "synthesis_learning_rate", "learning_rate")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -191,7 +190,7 @@ class TwoStage(Method):
     def shrink(self, micro: Tensor) -> Tensor:
         """f: the level of the Gaussian pyramid that has the coarse grid's size."""
         with torch.autocast(micro.device.type, enabled=False):  # the result is a target too
-            return gaussian_pyramid(micro, self.scale.bit_length() - 1)
+            return gaussian_pyramid(micro, doublings_of(self.scale))
 
     def step(self, batch: Batch, update: Update) -> None:
         """A step of the part of the training that it falls into."""
@@ -228,11 +227,11 @@ class TwoStage(Method):
         with frozen(self.micro_discriminator):
             losses = {"squared_error": functional.mse_loss(made, batch.micro)}
             if weight:
-                losses["adversarial"] = weight * generator_loss("log", self.micro_discriminator(made))
+                losses["adversarial"] = weight * adversarial_loss("log", self.micro_discriminator, batch.micro, made)
             update("super_resolution", losses)
         if weight:
-            real, fake = (self.micro_discriminator(images) for images in (batch.micro, made.detach()))
-            update("discriminator", {"micro": discriminator_loss("log", real, fake)})
+            judged = {"micro": (self.micro_discriminator, batch.micro, made)}
+            update("discriminator", critic_losses("log", judged))
 
 
 METHOD = TwoStage

@@ -5,74 +5,52 @@ P3 makes its input of micro-CT, shrunk and noisy, and gives neither loss nor sch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from torch import Tensor
 from torch.nn import functional
 
-from CTMicroSRLib.networks.generator import Generator
 from CTMicroSRLib.networks.unet import UnetGenerator
-from CTMicroSRLib.training.method import Batch, Domain, Method, OptimiserSettings, Update
-from CTMicroSRLib.training.pairing import NEEDS, Pairing, check_pairing, input_and_target
+from CTMicroSRLib.training.method import Losses
+from CTMicroSRLib.training.paired_method import PairedMethod, PairedSettings
+from CTMicroSRLib.training.setting_checks import check_choice
+
+Distance = Literal["l1", "mean_square"]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Network and loss.
+class Settings(PairedSettings):
+    """Network and loss, beside what all supervised methods are told.
 
     Attributes:
-        scale: fine voxels per coarse voxel, a power of 2.
         channels: of the network's first depth.
         depth: how often it halves the image.
         loss: ``l1`` or ``mean_square``.
-        pairing: see :data:`~CTMicroSRLib.training.pairing.Pairing`.
-        noise: standard deviation of the noise added to the input, normalised (0.01 is 17.5 HU of a 3,500 HU window).
-        learning_rate: Adam's.
     """
 
-    scale: int = 8
     channels: int = 64
     depth: int = 4
-    loss: Literal["l1", "mean_square"] = "l1"
-    pairing: Pairing = "paired"
-    noise: float = 0.0
-    learning_rate: float = 1e-4
+    loss: Distance = "l1"
 
     def __post_init__(self) -> None:
-        check_pairing(self.pairing)
-        if self.loss not in ("l1", "mean_square"):
-            raise ValueError("loss must be one of l1, mean_square")
-        if min(self.noise, self.learning_rate) < 0:
-            raise ValueError("noise and learning rate must not be negative")
+        super().__post_init__()
+        check_choice(self, "loss", get_args(Distance))
 
 
-class Unet(Method):
+class Unet(PairedMethod):
     """See the module."""
 
-    needs: frozenset[Domain]  # depends on the pairing
+    settings: Settings
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.needs = NEEDS[settings.pairing]
-        self.scale = settings.scale
-        self.network = UnetGenerator(**self.architecture()[1])
+        super().__init__(settings, UnetGenerator)
 
-    def optimisers(self) -> Mapping[str, OptimiserSettings]:
-        """Adam with the usual moments."""
-        return {"generator": OptimiserSettings(("network",), self.settings.learning_rate, betas=(0.9, 0.999))}
-
-    def step(self, batch: Batch, update: Update) -> None:
-        """One step against the target."""
-        settings = self.settings
-        coarse, target = input_and_target(batch, settings.pairing, self.scale, settings.noise)
-        distance = functional.l1_loss if settings.loss == "l1" else functional.mse_loss
-        update("generator", {settings.loss: distance(self.network(coarse), target)})
-
-    def generator(self) -> Generator:
-        """The U-Net."""
-        return self.network
+    def distances(self, result: Tensor, target: Tensor) -> Losses:
+        """The one that the settings choose."""
+        loss = self.settings.loss
+        distance = functional.l1_loss if loss == "l1" else functional.mse_loss
+        return {loss: distance(result, target)}
 
     def architecture(self) -> tuple[str, dict[str, Any]]:
         """``unet``."""

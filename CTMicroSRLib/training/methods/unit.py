@@ -18,7 +18,8 @@ from CTMicroSRLib.networks.discriminators import MultiScaleDiscriminator
 from CTMicroSRLib.networks.generator import Generator, doublings_of
 from CTMicroSRLib.networks.initialisation import initialise_normal
 from CTMicroSRLib.networks.unit import UnitGenerator, UnitReverse, sampled
-from CTMicroSRLib.training.losses.adversarial import discriminator_loss, generator_loss
+from CTMicroSRLib.training.critics import critic_losses
+from CTMicroSRLib.training.losses.adversarial import generator_loss
 from CTMicroSRLib.training.losses.latent import kl_to_unit_normal
 from CTMicroSRLib.training.method import (
     Batch,
@@ -29,6 +30,7 @@ from CTMicroSRLib.training.method import (
     check_whole_strides,
     frozen,
 )
+from CTMicroSRLib.training.setting_checks import check_above_zero, check_at_least, check_not_negative, check_weights
 
 STRIDE = 4
 """The original's latent code has every fourth row and column of the fine grid."""
@@ -72,14 +74,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         doublings_of(self.scale)
-        for name in ("channels", "blocks", "critic_channels", "critic_layers", "critic_scales"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        for name in (name for name in vars(self) if name.endswith(("_weight", "_decay"))):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must not be negative")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError("learning_rate must be above 0")
+        check_at_least(self, 1, "channels", "blocks", "critic_channels", "critic_layers", "critic_scales")
+        check_weights(self)
+        check_not_negative(self, "weight_decay")
+        check_above_zero(self, "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -179,16 +177,13 @@ class UnitMethod(Method):
         }
 
     def _critic_losses(self, made: Translation) -> dict[str, Tensor]:
-        pairs = {
-            "clinical": (self.clinical_critic, made.clinical, made.shrunk),
-            "micro": (self.micro_critic, made.micro, made.super_resolved),
+        judged = {
+            "critic_clinical": (self.clinical_critic, made.clinical, made.shrunk),
+            "critic_micro": (self.micro_critic, made.micro, made.super_resolved),
         }
         # UNIT's code sums both terms and all sizes, which counts beside the decay of the weights.
         weight = 2 * self.settings.gan_weight * self.settings.critic_scales
-        return {
-            f"critic_{name}": weight * discriminator_loss("lsgan", critic(real), critic(fake.detach()))
-            for name, (critic, real, fake) in pairs.items()
-        }
+        return {name: weight * loss for name, loss in critic_losses("lsgan", judged).items()}
 
     def generator(self) -> Generator:
         """The way to micro-CT."""
