@@ -109,11 +109,10 @@ class _Convolution(torch.autograd.Function):
         images, filters = _channels_last(padded), _to_points(weight)
         batch, rows, columns, _ = images.shape
         result = images.new_empty((batch, rows - 2, columns - 2, len(weight)))
-        from_points = _transform(_RESULTS)
         for image, first, last in _strips(images):
             products = torch.bmm(_inputs_to_points(images[image], first, last), filters)
             products[_ONES] += bias
-            made = torch.mm(from_points, products.view(_POINTS, -1))
+            made = _transformed(_RESULTS, products.view(_POINTS, -1))
             _tiles(result[image], first, last).copy_(made.view(TILE, TILE, last - first, -1, len(weight)))
         return result.permute(0, 3, 1, 2)
 
@@ -123,17 +122,16 @@ class _Convolution(torch.autograd.Function):
         padded, weight = ctx.saved_tensors
         images, filters, gradients = _channels_last(padded), _to_points(weight), _channels_last(gradient)
         for_input, for_weight, for_bias = ctx.needs_input_grad
-        from_input = torch.zeros_like(images) if for_input else None
+        from_input = _without_borders(images) if for_input else None
         from_filters = torch.zeros_like(filters)
-        to_points, from_points = _transform(_RESULTS.T), _transform(_INPUTS.T)
-        for image, first, last in _strips(images):
+        for image, first, last in reversed([*_strips(images)]):  # what a strip shares with the next is added to it
             tiles = _tiles(gradients[image], first, last)
-            products = torch.mm(to_points, tiles.reshape(TILE**2, -1)).view(_POINTS, -1, len(weight))
+            products = _transformed(_RESULTS.T, tiles.reshape(TILE**2, -1)).view(_POINTS, -1, len(weight))
             if for_weight:
                 points = _inputs_to_points(images[image], first, last)
                 torch.baddbmm(from_filters, points.transpose(1, 2), products, out=from_filters)
             if from_input is not None:
-                spread = torch.mm(from_points, torch.bmm(products, filters.transpose(1, 2)).view(_POINTS, -1))
+                spread = _transformed(_INPUTS.T, torch.bmm(products, filters.transpose(1, 2)).view(_POINTS, -1))
                 _add_spans(from_input[image], first, last, spread)
         return (
             None if from_input is None else from_input.permute(0, 3, 1, 2),
@@ -146,22 +144,25 @@ def _channels_last(features: Tensor) -> Tensor:
     return features.permute(0, 2, 3, 1).contiguous()
 
 
-def _transform(matrix: np.ndarray[Any, Any]) -> Tensor:
-    """One matrix for rows and columns together."""
-    return torch.from_numpy(np.kron(matrix, matrix).astype(np.float32))
+def _transformed(matrix: np.ndarray[Any, Any], values: Tensor) -> Tensor:
+    """A matrix ``(p, q)`` applied to rows and columns of ``(q * q, n)``: ``(p * p, n)``."""
+    factors = torch.from_numpy(matrix.astype(np.float32))
+    made, seen = factors.shape
+    rows = torch.mm(factors, values.reshape(seen, -1)).view(made, seen, -1)
+    return torch.bmm(factors.expand(made, made, seen), rows).view(made * made, -1)
 
 
 def _to_points(weight: Tensor) -> Tensor:
     """Weights ``(o, c, 3, 3)`` as 36 matrices ``(c, o)``."""
     outputs, inputs = weight.shape[:2]
     flat = weight.detach().permute(2, 3, 1, 0).reshape(9, -1)
-    return torch.mm(_transform(_WEIGHTS), flat).view(_POINTS, inputs, outputs)
+    return _transformed(_WEIGHTS, flat).view(_POINTS, inputs, outputs)
 
 
 def _from_points(matrices: Tensor, weight: Tensor) -> Tensor:
     """The reverse, for gradients."""
     outputs, inputs = weight.shape[:2]
-    flat = torch.mm(_transform(_WEIGHTS.T), matrices.view(_POINTS, -1))
+    flat = _transformed(_WEIGHTS.T, matrices.view(_POINTS, -1))
     return flat.view(3, 3, inputs, outputs).permute(3, 2, 0, 1).contiguous()
 
 
@@ -191,13 +192,25 @@ def _tiles(image: Tensor, first: int, last: int) -> Tensor:
 def _inputs_to_points(padded: Tensor, first: int, last: int) -> Tensor:
     """``(36, tiles, c)``."""
     spans = _windows(padded, first, last, (_SPAN, _SPAN))
-    return torch.mm(_transform(_INPUTS), spans.reshape(_POINTS, -1)).view(_POINTS, -1, padded.shape[2])
+    return _transformed(_INPUTS, spans.reshape(_POINTS, -1)).view(_POINTS, -1, padded.shape[2])
+
+
+def _without_borders(images: Tensor) -> Tensor:
+    """Memory of the images' size in which what lies below and to the right of all tiles is 0."""
+    made = torch.empty_like(images)
+    made[:, -2:].zero_()
+    made[:, :, -2:].zero_()
+    return made
 
 
 def _add_spans(padded: Tensor, first: int, last: int, spread: Tensor) -> None:
-    """Add ``(36, tiles * c)`` to a padded image; spans overlap by two, so what they share is added apart."""
+    """Put ``(36, tiles * c)`` into a padded image from the bottom up; two rows and columns of each span are shared."""
     spans = spread.view(_SPAN, _SPAN, last - first, -1, padded.shape[2])
-    for rows in (slice(0, TILE), slice(TILE, _SPAN)):
-        for columns in (slice(0, TILE), slice(TILE, _SPAN)):
-            part = spans[rows, columns]
-            _windows(padded, first, last, (len(part), part.shape[1]), (rows.start, columns.start)).add_(part)
+    own, shared = slice(0, TILE), slice(TILE, _SPAN)
+    for rows, columns in ((own, own), (own, shared), (shared, own), (shared, shared)):
+        part = spans[rows, columns]
+        place = _windows(padded, first, last, (len(part), part.shape[1]), (rows.start, columns.start))
+        if rows is columns is own:
+            place.copy_(part)
+        else:
+            place.add_(part)
