@@ -5,6 +5,7 @@
 #   make screenshots the panel's pictures
 #   make benchmark   speed beside the papers' own loop and MONAI (about 20 minutes)
 #   make tables      the model's numbers on simulated truth (about 10 minutes)
+#   make error-shares   in which tissues the model's error lies, and what any method could gain (about 4 minutes)
 #   make realism     simulated scans beside the real ones of ../shared/data
 #   make compare     every method of the papers trained for the same time, and their table (about 2 hours)
 #   make benchmark-simulation   time of a default specimen and its scans
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 OUTPUT ?= demo-output
 SCANS ?= $(wildcard ../shared/data/clinical/*.nrrd)
 
-.PHONY: demo test lint lists screenshots benchmark benchmark-simulation tables realism compare benchmark-training clean
+.PHONY: demo test lint lists screenshots benchmark benchmark-simulation tables error-shares realism compare benchmark-training clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("CTMicroSR needs Python 3.10 or newer" if sys.version_info < (3, 10) else 0)'
@@ -53,6 +54,10 @@ tables: $(VENV)/.test
 	mkdir -p benchmark-output
 	$(BIN)/ctmicrosr evaluate compact-8x --output benchmark-output/simulated.md \
 		--figure benchmark-output/simulated.png --overwrite
+
+error-shares: $(VENV)/.test
+	mkdir -p benchmark-output
+	$(BIN)/python Testing/benchmarks/error_shares.py --cases 6 > benchmark-output/error_shares.md
 
 realism: $(VENV)/.test
 	$(BIN)/python -m CTMicroSRLib.evaluation.realism $(SCANS) --output benchmark-output/realism --cases 6 --overwrite

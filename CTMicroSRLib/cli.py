@@ -290,7 +290,7 @@ def _add_scans(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--patch", type=int, metavar="N", help="coarse patch's edge in voxels (32)")
     group.add_argument("--patches-per-case", type=int, metavar="N", help="patches from each scan (2000)")
     group.add_argument("--patches", type=Path, metavar="FOLDER", help="patches of an earlier run instead of scans")
-    group.add_argument("--specimens", type=int, metavar="N", help="simulated specimens of either domain, without scans")
+    group.add_argument("--specimens", type=int, metavar="N", help="simulated specimens, without scans")
 
 
 def _add_evaluate(subparsers: Subparsers) -> None:

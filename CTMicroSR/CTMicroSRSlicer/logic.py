@@ -296,7 +296,7 @@ class SuperResolutionLogic:
 
     def close(self) -> None:
         """End everything now, also what was cancelled and has not ended yet: the module or Slicer is about to go."""
-        self._estimating = None
+        self._estimating = self._timed = None
         for run in self._started:
             run.close()
         self._started.clear()

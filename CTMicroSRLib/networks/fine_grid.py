@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -22,6 +24,8 @@ def onto_fine_grid(coarse: Tensor, kernels: Tensor, scale: int) -> Tensor:
         ``(b, 1, rows * scale, columns * scale)``.
     """
     padded = functional.pad(coarse, (REACH,) * 4, mode="replicate")
-    with torch.autocast(coarse.device.type, enabled=False):
+    kind = coarse.device.type
+    # Elsewhere nothing of ours autocasts, and older torch knows no autocast of some devices.
+    with torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else nullcontext():
         phases = functional.conv2d(padded, kernels.to(coarse.dtype))
     return functional.pixel_shuffle(phases, scale)

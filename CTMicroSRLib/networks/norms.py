@@ -24,8 +24,9 @@ class InstanceNorm(nn.Module):
         """Normalised features ``(b, c, rows, columns)``."""
         if features.device.type != "cpu":
             return functional.instance_norm(features, eps=VARIANCE_EPSILON)
-        if features.dtype == torch.bfloat16:
-            features = features.float()  # as autocast would: the sums are long
+        if features.dtype == torch.bfloat16:  # in float32, as the sums are long; autocast brings it back where it wants
+            exact: Tensor = self(features.float())
+            return exact if torch.is_autocast_enabled("cpu") else exact.bfloat16()
         images = features.split(1)
         return torch.cat([functional.batch_norm(i, None, None, training=True, eps=VARIANCE_EPSILON) for i in images])
 

@@ -297,6 +297,7 @@ def _command(options: Namespace, settings: RunSettings, patches: Patches) -> str
         words += ["--preset", preset]
     if options.initial is not None:
         words += ["--initial", options.initial.name]
+    words += [f"--{option}" for option in ("calibrate", "measure") if getattr(options, option)]
     if options.clinical:
         for key in ("clinical", "micro", "clinical_mask", "micro_mask"):
             paths = getattr(options, key)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from CTMicroSRLib.card import CARD_FILE, WEIGHTS_FILE, ModelCard
+from CTMicroSRLib.card import CARD_FILE, WEIGHTS_FILE, ModelCard, read_card
 from CTMicroSRLib.errors import ModelError
 from CTMicroSRLib.intensity import IntensityWindow
 from CTMicroSRLib.models import sha256_of
@@ -61,7 +61,7 @@ def export_generator(
     Instance norms are frozen to the mean of their statistics over patches, so that tiles are exact.
 
     Args:
-        folder: where; replaced where it exists.
+        folder: where; replaced where it exists, but for the calibration and numbers on the card of the same weights.
         weights: the generator's state.
         architecture: what it is rebuilt from.
         patches: those it was trained on.
@@ -94,6 +94,7 @@ def export_generator(
     try:
         write_file(part / WEIGHTS_FILE, save_tensors(network.state_dict(), {}))
         card = _card(part / WEIGHTS_FILE, network, name, parameters, patches, export)
+        card = replace(card, **_judged_before(folder, card.sha256))
         write_file(part / CARD_FILE, card.to_json().encode())
         with writing(folder):
             shutil.rmtree(folder, ignore_errors=True)
@@ -102,6 +103,15 @@ def export_generator(
         shutil.rmtree(part, ignore_errors=True)
         raise
     return folder
+
+
+def _judged_before(folder: Path, sha256: str) -> dict[str, Any]:
+    """What an earlier card of the same weights tells of their quality."""
+    try:
+        earlier = read_card(folder)
+    except ModelError:
+        return {}
+    return {"calibration": earlier.calibration, "metrics": earlier.metrics} if earlier.sha256 == sha256 else {}
 
 
 def _card(

@@ -18,7 +18,13 @@ from CTMicroSRLib.training.critics import adversarial_loss, critic_losses
 from CTMicroSRLib.training.losses.adversarial import Adversarial
 from CTMicroSRLib.training.method import Batch, Losses, Method, OptimiserSettings, Update, frozen
 from CTMicroSRLib.training.pairing import NEEDS, Pairing, input_and_target
-from CTMicroSRLib.training.setting_checks import check_choice, check_not_negative, check_share, check_weights
+from CTMicroSRLib.training.setting_checks import (
+    check_above_zero,
+    check_choice,
+    check_not_negative,
+    check_share,
+    check_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ class PairedSettings:
 
     def __post_init__(self) -> None:
         check_choice(self, "pairing", get_args(Pairing))
-        check_not_negative(self, "noise", "learning_rate")
+        check_not_negative(self, "noise")
+        check_above_zero(self, "learning_rate")
         check_weights(self)
 
 

@@ -179,8 +179,15 @@ def open_patches(folder: Path) -> Patches:
     return Patches(folder, settings, simulated, sources, **arrays, simulation=simulation)
 
 
-def patches_made_before(folder: Path, request: Mapping[str, Any]) -> Patches | None:
+def patches_made_before(
+    folder: Path, request: Mapping[str, Any], added: Mapping[str, Mapping[str, Any]] | None = None
+) -> Patches | None:
     """The patches of a folder where the same request made them; None where there are none yet.
+
+    Args:
+        folder: where they are.
+        request: what patches are wanted.
+        added: by part of the request, values that earlier requests don't have, and what means the same as before them.
 
     Raises:
         UsageError: the folder holds patches of another request, or other files, or is no folder.
@@ -194,7 +201,11 @@ def patches_made_before(folder: Path, request: Mapping[str, Any]) -> Patches | N
         if any(folder.iterdir()):
             raise UsageError(f"{folder} is not empty and holds no patches; choose another folder.")
         return None
-    if _read_manifest(folder).get("request") != json.loads(json.dumps(request)):
+    made = _read_manifest(folder).get("request")
+    for part, values in (added or {}).items():
+        if isinstance(made, dict) and isinstance(made.get(part), dict):
+            made = made | {part: {**values, **made[part]}}
+    if made != json.loads(json.dumps(request)):
         raise UsageError(f"{folder} holds patches of other scans or settings; choose another folder or delete it.")
     return open_patches(folder)
 

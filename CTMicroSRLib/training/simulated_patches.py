@@ -53,6 +53,9 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 WIDEST_SPACING_MM = 5.0
 MICRO_DEPTH_MM = 3.0
 
+ADDED = {"simulation": {"micro_specimens": 0, "shaped_share": 0.0, "kernel_ratio": [1.45, 2.1]}}
+"""Settings that earlier patches were made without, and the values that make the same."""
+
 Range = tuple[float, float]
 
 
@@ -181,7 +184,7 @@ def simulate_patches(
         seed=settings.seed,
     )
     request = {"simulation": asdict(settings), "settings": asdict(patch_settings), "micro_values": "HU"}
-    found = patches_made_before(folder, request)
+    found = patches_made_before(folder, request, ADDED)
     if found is not None:
         return found
     sides: tuple[Side, ...] = ("clinical", "micro")

@@ -162,16 +162,14 @@ def test_a_model_of_another_computers_scene_stays_named_and_cannot_be_removed(pa
 
 
 def test_a_model_that_is_in_use_stays_chosen_and_the_reason_is_said(panel, user, mine, monkeypatch):
-    from CTMicroSRLib import models
-
     imported(panel, user, mine)
 
-    def refuse(folder, **_):
+    def refuse(folder, _target):
         raise PermissionError(13, "Permission denied", str(folder))
 
-    monkeypatch.setattr(models.shutil, "rmtree", refuse)
+    monkeypatch.setattr(Path, "rename", refuse)
     panel.ui.removeModelButton.click()
-    assert "The system refused" in panel.status
+    assert "could not be removed (Permission denied); close what uses it" in panel.status
     assert panel.parameters.model == "small"
     assert installed() == ["small"]
 

@@ -56,6 +56,7 @@ def test_a_trained_model_is_calibrated_and_measured_by_the_command(ctmicrosr, tm
     assert card.calibration.floor_hu > 0 or card.calibration.scale > 0
     assert {row["method"] for row in card.metrics["rows"]} >= {"bicubic", "B-spline", "Lanczos", "mine, scan (default)"}
     assert set(card.metrics["coverage"]["mine"]) >= {"80%", "90%", "95%"}
+    assert "--calibrate --measure" in card.command
     assert "slices 0.5 to 1 mm, pixels 0.5 to 0.9 mm, noise 3 to 60 HU" in card.training_data
     assert set(small_sets) == {"validation-1", "test-1"}
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from CTMicroSRLib.card import read_card
+from CTMicroSRLib.card import Calibration, read_card
 from CTMicroSRLib.cli import build_parser
 from CTMicroSRLib.errors import ModelError, ResourceError, UsageError
 from CTMicroSRLib.networks import build_network
@@ -173,6 +173,20 @@ def test_an_export_replaces_the_one_before_and_what_a_killed_one_left(patches, t
     export(small("unet"), patches, tmp_path / "model", name="after")
     assert read_card(tmp_path / "model").name == "after"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_same_weights_keep_their_calibration_and_numbers_and_others_do_not(patches, tmp_path):
+    method = small("compact")
+    folder = export(method, patches, tmp_path / "model")
+    judged = replace(read_card(folder), calibration=Calibration(scale=2.0, floor_hu=3.0), metrics={"psnr_db": 30.0})
+    (folder / "card.json").write_text(judged.to_json(), encoding="utf-8")
+    again = read_card(export(method, patches, folder, training_data="told otherwise"))
+    assert (again.calibration, again.metrics) == (judged.calibration, judged.metrics)
+    assert again.training_data == "told otherwise"
+    with torch.no_grad():
+        next(method.generator().parameters()).add_(1.0)
+    other = read_card(export(method, patches, folder))
+    assert (other.calibration, other.metrics) == (None, {})
 
 
 def test_weights_of_another_network_are_refused(patches, tmp_path):

@@ -312,3 +312,16 @@ def test_the_instance_norm_is_torchs_with_its_gradient(layout):
     gradients = [torch.autograd.grad((image * weights).sum(), features)[0] for image in (own, torchs)]
     torch.testing.assert_close(*gradients)
     assert torch.autograd.gradcheck(InstanceNorm(), features)
+
+
+@pytest.mark.parametrize("name", ["resnet", "sr-cyclegan"])
+def test_a_network_whose_instance_norms_are_not_frozen_runs_in_bfloat16_as_the_engine_has_it(make_network, name):
+    parameters = {"channels": 8, "blocks": 1, "norm": "instance"}
+    network = make_network(name, parameters | ({"doublings": 1} if name == "sr-cyclegan" else {"scale": 2}))
+    image = image_of((16, 20))
+    exact = whole(network, image)
+    for layer in network.children():
+        layer.to(torch.bfloat16)
+    near = whole(network, image)
+    assert near.dtype == torch.float32
+    assert 0 < (near - exact).abs().mean() < 0.05 * exact.std()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -164,6 +166,19 @@ def test_the_same_settings_are_not_simulated_again(patches, monkeypatch):
     np.testing.assert_array_equal(again.clinical, patches.clinical)
     with pytest.raises(UsageError, match="other scans or settings"):
         simulate_patches(patches.folder, replace(SETTINGS, seed=2), PATCHES)
+
+
+def test_patches_from_before_a_setting_was_there_are_those_without_it(patches, tmp_path):
+    old = tmp_path / "patches"
+    shutil.copytree(patches.folder, old)
+    manifest = json.loads((old / "manifest.json").read_text())
+    for name in ("micro_specimens", "shaped_share", "kernel_ratio"):
+        del manifest["request"]["simulation"][name]
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    again = simulate_patches(old, SETTINGS, PATCHES)
+    np.testing.assert_array_equal(again.clinical, patches.clinical)
+    with pytest.raises(UsageError, match="other scans or settings"):
+        simulate_patches(old, replace(SETTINGS, shaped_share=0.5), PATCHES)
 
 
 @pytest.mark.parametrize("scale", [2, 8])

@@ -7,9 +7,10 @@ import os
 import pickle
 import shutil
 import struct
+from pathlib import Path
 
 import pytest
-from refused_scans import GIVEN, MODEL, RESOURCE
+from refused_scans import GIVEN, MODEL, RESOURCE, tree
 from safetensors.numpy import load_file, save_file
 
 
@@ -131,6 +132,19 @@ def test_a_card_that_is_no_json_is_refused(refuses_model, command_model, tmp_pat
 def test_a_model_that_is_not_imported_cannot_be_removed(refused, command_model):
     for name in ("sharpest", "../small", str(command_model), "."):
         refused(MODEL, "no model named", "models", "remove", name)
+
+
+def test_a_model_that_the_system_holds_stays_whole(ctmicrosr, refused, command_model, monkeypatch):
+    assert ctmicrosr("models", "import", command_model).status == 0
+    folder = Path(os.environ["CTMICROSR_MODELS"])
+    before = tree(folder)
+
+    def hold(path, _target):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "rename", hold)
+    refused(RESOURCE, "small could not be removed .* close what uses it", "models", "remove", "small")
+    assert tree(folder) == before
 
 
 def test_a_device_that_is_not_there_is_a_lack_of_resources(refuses_scan, scan, monkeypatch):
