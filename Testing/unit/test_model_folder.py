@@ -186,7 +186,7 @@ def test_the_same_weights_keep_their_calibration_and_numbers_and_others_do_not(p
     with torch.no_grad():
         next(method.generator().parameters()).add_(1.0)
     other = read_card(export(method, patches, folder))
-    assert (other.calibration, other.metrics) == (None, {})
+    assert (other.calibration, other.metrics) == (Calibration(), {})
 
 
 def test_weights_of_another_network_are_refused(patches, tmp_path):
