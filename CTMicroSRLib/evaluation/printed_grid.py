@@ -15,7 +15,8 @@ from CTMicroSRLib.evaluation.masked import checked_mask, checked_pair
 Float = NDArray[np.float64]
 
 GROUP = 8
-"""Blocks of GROUP x GROUP coarse voxels err independently of one another."""
+"""Blocks of GROUP x GROUP coarse voxels err independently of one another; the same block of all slices does not, as
+slices may overlap."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,9 @@ def printed_grid(
 
 
 def _blocks(shape_kji: tuple[int, ...]) -> NDArray[np.int64]:
-    """The number of each cell's block."""
-    k, j, i = np.indices(shape_kji)
-    down, across = (-(-size // GROUP) for size in shape_kji[1:])
-    return np.asarray((k * down + j // GROUP) * across + i // GROUP)
+    """The number of each cell's block, the same in all slices."""
+    _, j, i = np.indices(shape_kji)
+    return np.asarray(j // GROUP * -(-shape_kji[2] // GROUP) + i // GROUP)
 
 
 def _power(cells: Float, block: NDArray[np.int64]) -> PrintedGrid:
