@@ -8,26 +8,12 @@ import json
 import numpy as np
 import SimpleITK as sitk
 
-GIVEN = ("--psf-fwhm-mm", "1.1", "--noise-hu", "20")
-"""Blur and noise, so that nothing is estimated."""
-
-
 OBLIQUE = tuple(
     (
         np.array([[0.0, -1.0, 0.0], [0.8, 0.0, -0.6], [0.6, 0.0, 0.8]])
         @ np.array([[np.cos(0.3), -np.sin(0.3), 0.0], [np.sin(0.3), np.cos(0.3), 0.0], [0.0, 0.0, 1.0]])
     ).ravel()
 )
-
-
-def write_scan(path, array_kji, spacing_mm=(0.7, 0.8, 1.5), origin_mm=(-31.5, 12.25, 404.0), directions=None):
-    image = sitk.GetImageFromArray(np.asarray(array_kji))
-    image.SetSpacing(spacing_mm)
-    image.SetOrigin(origin_mm)
-    if directions is not None:
-        image.SetDirection(directions)
-    sitk.WriteImage(image, str(path))
-    return path
 
 
 def lung_piece(shape_kji=(3, 20, 24)):

@@ -9,6 +9,7 @@ import numpy as np
 import psutil
 import pytest
 import SimpleITK as sitk
+from written_files import write_scan
 
 from CTMicroSRLib.errors import RefusedInputError, ResourceError
 from CTMicroSRLib.files import check_is_ct, read_volume
@@ -23,15 +24,6 @@ NRRD_HEADER = (
 
 def chest_kji(shape_kji=(12, 40, 50), dtype=np.int16):
     return np.random.default_rng(7).integers(-1000, 400, shape_kji).astype(dtype)
-
-
-def write(path, array, spacing_mm=(0.7, 0.7, 1.5), *, compress=False, metadata=()):
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing([*spacing_mm, 1.0][: image.GetDimension()])
-    for key, value in dict(metadata).items():
-        image.SetMetaData(key, value)
-    sitk.WriteImage(image, str(path), compress)
-    return path
 
 
 def refuse(path, capfd, match, error=RefusedInputError):
@@ -64,14 +56,14 @@ def test_other_formats_are_refused_by_name(tmp_path, capfd, name):
     [("s.nrrd", False), ("s.nrrd", True), ("s.nii", False), ("s.nii.gz", True), ("s.mha", False), ("s.mha", True)],
 )
 def test_a_truncated_file_is_refused(tmp_path, capfd, name, compress, kept):
-    path = write(tmp_path / name, chest_kji(), compress=compress)
+    path = write_scan(tmp_path / name, chest_kji(), compress=compress)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
     refuse(path, capfd, "truncated")
 
 
 def test_a_metaimage_header_whose_data_file_is_short_or_missing_is_refused(tmp_path, capfd):
-    path = write(tmp_path / "s.mhd", chest_kji())
+    path = write_scan(tmp_path / "s.mhd", chest_kji())
     raw = tmp_path / "s.raw"
     raw.write_bytes(raw.read_bytes()[:-2])
     refuse(path, capfd, "truncated")
@@ -82,7 +74,7 @@ def test_a_metaimage_header_whose_data_file_is_short_or_missing_is_refused(tmp_p
 @pytest.mark.parametrize("name", ["s.nrrd", "s.nii.gz", "s.mha"])
 def test_a_compressed_file_with_one_flipped_byte_in_its_voxels_is_refused(tmp_path, capfd, name):
     # so many voxels that the header's part of the stream is intact
-    path = write(tmp_path / name, chest_kji((40, 64, 64)), compress=True)
+    path = write_scan(tmp_path / name, chest_kji((40, 64, 64)), compress=True)
     content = bytearray(path.read_bytes())
     content[len(content) * 3 // 4] ^= 0xFF
     path.write_bytes(content)
@@ -97,7 +89,7 @@ def test_a_raw_file_that_claims_more_than_it_holds_is_refused_before_memory_is_a
 
 @pytest.mark.parametrize("name", ["huge.nrrd", "huge.mha", "huge.nii.gz"])
 def test_huge_claimed_dimensions_of_a_compressed_file_end_before_memory_is_asked_for(tmp_path, capfd, name):
-    path = write(tmp_path / name, chest_kji((2, 2, 2)), compress=True)
+    path = write_scan(tmp_path / name, chest_kji((2, 2, 2)), compress=True)
     if name == "huge.nii.gz":
         header = bytearray(gzip.decompress(path.read_bytes()))
         header[42:48] = np.array([32000, 32000, 32000], "<i2").tobytes()
@@ -127,7 +119,7 @@ def test_huge_claimed_dimensions_of_a_compressed_file_end_before_memory_is_asked
     ],
 )
 def test_a_metaimage_header_with_a_field_out_of_shape_never_reaches_itk(tmp_path, capfd, line):
-    path = write(tmp_path / "s.mha", chest_kji(), compress=True)
+    path = write_scan(tmp_path / "s.mha", chest_kji(), compress=True)
     header, voxels = path.read_bytes().split(b"ElementDataFile = LOCAL\n", 1)
     name = line.split(b" = ")[0]
     lines = [*header.splitlines(), b"ElementDataFile = LOCAL"]
@@ -144,7 +136,7 @@ def test_colour_is_refused(tmp_path, capfd):
 
 
 def test_complex_voxels_are_refused(tmp_path, capfd):
-    refuse(write(tmp_path / "kspace.nii", np.ones((4, 5, 6), np.complex64)), capfd, "colour, vector or complex")
+    refuse(write_scan(tmp_path / "kspace.nii", np.ones((4, 5, 6), np.complex64)), capfd, "colour, vector or complex")
 
 
 @pytest.mark.parametrize("name", ["series.nrrd", "series.nii", "series.mha"])
@@ -155,7 +147,7 @@ def test_a_4d_series_is_refused(tmp_path, capfd, name):
 
 
 def test_a_sheared_grid_is_refused(tmp_path, capfd):
-    path = write(tmp_path / "s.nrrd", chest_kji())
+    path = write_scan(tmp_path / "s.nrrd", chest_kji())
     path.write_bytes(re.sub(rb"\(0,0,1.5\)", b"(0,0.3,1.5)", path.read_bytes()))
     refuse(path, capfd, "perpendicular")
 
@@ -164,55 +156,57 @@ def test_a_sheared_grid_is_refused(tmp_path, capfd):
 def test_voxels_that_are_not_finite_are_refused(tmp_path, capfd, bad):
     array_kji = chest_kji(dtype=np.float32)
     array_kji[3, 4, 5] = bad
-    refuse(write(tmp_path / "s.nrrd", array_kji), capfd, "NaN or infinite")
+    refuse(write_scan(tmp_path / "s.nrrd", array_kji), capfd, "NaN or infinite")
 
 
 @pytest.mark.parametrize("air", [-1000, -3024])
 def test_all_air_is_refused(tmp_path, capfd, air):
-    refuse(write(tmp_path / "s.nrrd", np.full((4, 6, 5), air, np.int16)), capfd, "only air")
+    refuse(write_scan(tmp_path / "s.nrrd", np.full((4, 6, 5), air, np.int16)), capfd, "only air")
 
 
 def test_a_label_map_is_refused(tmp_path, capfd):
     labels = np.random.default_rng(0).integers(0, 6, (12, 40, 50)).astype(np.uint8)
-    refuse(write(tmp_path / "s.nrrd", labels), capfd, "label map")
+    refuse(write_scan(tmp_path / "s.nrrd", labels), capfd, "label map")
 
 
 def test_mr_values_are_refused(tmp_path, capfd):
     mr = np.random.default_rng(0).gamma(2.0, 200.0, (12, 40, 50)).astype(np.uint16)
-    refuse(write(tmp_path / "s.nrrd", mr), capfd, "do not look like CT in HU")
+    refuse(write_scan(tmp_path / "s.nrrd", mr), capfd, "do not look like CT in HU")
 
 
 def test_stored_values_without_their_rescale_are_refused(tmp_path, capfd):
-    refuse(write(tmp_path / "s.nrrd", (chest_kji() + 1024).astype(np.uint16)), capfd, "rescale slope and intercept")
+    refuse(
+        write_scan(tmp_path / "s.nrrd", (chest_kji() + 1024).astype(np.uint16)), capfd, "rescale slope and intercept"
+    )
 
 
 def test_ct_normalised_to_one_is_refused(tmp_path, capfd):
-    refuse(write(tmp_path / "s.nrrd", chest_kji().astype(np.float32) / 1000), capfd, "do not look like CT in HU")
+    refuse(write_scan(tmp_path / "s.nrrd", chest_kji().astype(np.float32) / 1000), capfd, "do not look like CT in HU")
 
 
 def test_values_of_another_scale_are_refused(tmp_path, capfd):
     phase = np.random.default_rng(0).integers(-9000, 9000, (12, 40, 50)).astype(np.int16)
-    refuse(write(tmp_path / "s.nrrd", phase), capfd, "do not look like CT in HU")
-    refuse(write(tmp_path / "w.nrrd", phase.astype(np.int32) * 10), capfd, "which no CT in HU has")
+    refuse(write_scan(tmp_path / "s.nrrd", phase), capfd, "do not look like CT in HU")
+    refuse(write_scan(tmp_path / "w.nrrd", phase.astype(np.int32) * 10), capfd, "which no CT in HU has")
 
 
 def test_a_modality_in_the_metadata_other_than_ct_is_refused(tmp_path, capfd):
-    refuse(write(tmp_path / "s.nrrd", chest_kji(), metadata={"Modality": "MR"}), capfd, "MR, not CT")
+    refuse(write_scan(tmp_path / "s.nrrd", chest_kji(), metadata={"Modality": "MR"}), capfd, "MR, not CT")
 
 
 def test_pixels_finer_than_a_fifth_of_a_millimetre_are_refused(tmp_path, capfd):
-    refuse(write(tmp_path / "s.nrrd", chest_kji(), (0.19, 0.19, 1)), capfd, "finer than 0.2 mm")
-    read_volume(write(tmp_path / "at_the_limit.nii", chest_kji(), (0.2, 0.2, 1)))
+    refuse(write_scan(tmp_path / "s.nrrd", chest_kji(), (0.19, 0.19, 1)), capfd, "finer than 0.2 mm")
+    read_volume(write_scan(tmp_path / "at_the_limit.nii", chest_kji(), (0.2, 0.2, 1)))
 
 
 def test_a_spacing_that_no_scanner_has_is_refused(tmp_path, capfd):
-    refuse(write(tmp_path / "s.nrrd", chest_kji(), (0.7, 0.7, 1500)), capfd, "no scanner's")
+    refuse(write_scan(tmp_path / "s.nrrd", chest_kji(), (0.7, 0.7, 1500)), capfd, "no scanner's")
 
 
 def test_metal_does_not_make_a_ct_look_like_another_scale(tmp_path):
     array_kji = chest_kji()
     array_kji[0, :5, :5] = 30000
-    assert read_volume(write(tmp_path / "s.nrrd", array_kji)).array_kji.max() == 30000
+    assert read_volume(write_scan(tmp_path / "s.nrrd", array_kji)).array_kji.max() == 30000
 
 
 @pytest.mark.parametrize("dtype", [np.complex64, np.bool_])
@@ -229,7 +223,7 @@ def test_a_ct_array_from_python_with_scanner_padding_is_accepted():
 
 
 def test_itk_warnings_are_as_before_after_reading(tmp_path):
-    path = write(tmp_path / "s.nrrd", chest_kji())
+    path = write_scan(tmp_path / "s.nrrd", chest_kji())
     for setting in (True, False):
         sitk.ProcessObject.SetGlobalWarningDisplay(setting)
         read_volume(path)

@@ -27,11 +27,6 @@ def voxels(path):
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
-def tree(folder):
-    """Every file below a folder, with its content."""
-    return {str(f.relative_to(folder)): f.read_bytes() if f.is_file() else None for f in folder.rglob("*")}
-
-
 def stopped(ctmicrosr, run, patches, *more, at=2):
     """A run that ended with a checkpoint."""
     outcome = ctmicrosr("train", METHOD, "--output", run, "--patches", patches, *SMALL, *more, "--stop-at", at)

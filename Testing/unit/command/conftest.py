@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from command_scans import chest, lung_piece, write_scan
+from command_scans import chest, lung_piece
+from written_files import write_scan
 
 
 @pytest.fixture

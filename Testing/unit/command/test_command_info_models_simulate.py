@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from command_scans import GIVEN, outer_corners_mm, read_json
+from command_scans import outer_corners_mm, read_json
+from written_files import GIVEN
 
 
 def test_info_says_what_it_is_and_what_it_would_cost_and_writes_nothing(ctmicrosr, command_model, scan, tmp_path):

@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from command_scans import GIVEN, voxels
+from command_scans import voxels
+from written_files import GIVEN
 
 IMPORTED = """
 import sys

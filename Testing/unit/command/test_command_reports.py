@@ -8,7 +8,8 @@ import json
 
 import numpy as np
 import pytest
-from command_scans import GIVEN, lung_piece, read_json, voxels, write_scan
+from command_scans import lung_piece, read_json, voxels
+from written_files import GIVEN, write_scan
 
 
 def scanner_matrix(size, fwhm_fine):

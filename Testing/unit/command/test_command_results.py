@@ -6,9 +6,10 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from command_scans import GIVEN, OBLIQUE, chest, lung_piece, outer_corners_mm, read_json, voxels, write_scan
+from command_scans import OBLIQUE, chest, lung_piece, outer_corners_mm, read_json, voxels
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from written_files import GIVEN, write_scan
 
 from CTMicroSRLib import read_volume, segment_lungs, super_resolve
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from refused_scans import GIVEN, REFUSED, lung_piece, tree, write_scan
+from refused_scans import REFUSED, lung_piece
+from written_files import GIVEN, tree, write_scan
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import pytest
 import SimpleITK as sitk
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-from refused_scans import GIVEN, REFUSED, RESOURCE, WRONG_USE, lung_piece, write_scan
+from refused_scans import REFUSED, RESOURCE, WRONG_USE, lung_piece
+from written_files import GIVEN, write_scan
 
 
 def test_a_path_with_nothing_there_is_wrong_use(refuses_scan, refused, tmp_path):

@@ -10,8 +10,9 @@ import struct
 from pathlib import Path
 
 import pytest
-from refused_scans import GIVEN, MODEL, RESOURCE, tree
+from refused_scans import MODEL, RESOURCE
 from safetensors.numpy import load_file, save_file
+from written_files import GIVEN, tree
 
 
 def altered_model(command_model, tmp_path, *, weights=None, checksum=True, **card):

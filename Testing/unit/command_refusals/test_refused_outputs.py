@@ -10,7 +10,8 @@ import sys
 
 import numpy as np
 import pytest
-from refused_scans import GIVEN, RESOURCE, WRONG_USE, tree, write_scan
+from refused_scans import RESOURCE, WRONG_USE
+from written_files import GIVEN, tree, write_scan
 
 
 def test_an_output_that_exists_is_not_replaced_unasked(refused, command_model, scan, tmp_path):

@@ -6,7 +6,8 @@ import json
 import re
 
 import pytest
-from refused_scans import GIVEN, WRONG_USE
+from refused_scans import WRONG_USE
+from written_files import GIVEN
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from train_command import METHOD, SCALE, SMALL, tree
+from train_command import METHOD, SCALE, SMALL
+from written_files import tree
 
 from CTMicroSRLib.simulation.cases import CaseSettings, simulate_case
 

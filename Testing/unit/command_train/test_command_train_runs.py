@@ -8,7 +8,8 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from train_command import CUT, EVERY, METHOD, SCALE, SMALL, TINY, sets, tree, voxels
+from train_command import CUT, EVERY, METHOD, SCALE, SMALL, TINY, sets, voxels
+from written_files import tree
 
 from CTMicroSRLib.card import read_card
 
