@@ -47,6 +47,16 @@ def has_fast_bf16(device: torch.device) -> bool:
     return False
 
 
+def settle_vector_math() -> None:
+    """Have torch's vector maths choose its kernels now, on one thread; call it before any other work with torch.
+
+    Intel's vector maths finds out the processor at its first call and keeps it in a variable that it writes
+    in two steps. Where the first call is a square root on several threads, one of them may read the value
+    between the two and take a kernel of low accuracy (3e-4 relative) for its share of the image.
+    """
+    torch.ones(1).sqrt()
+
+
 def free_memory_bytes() -> int:
     """Memory that a new allocation can have without swapping."""
     import psutil

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from CTMicroSRLib.card import ModelCard
-from CTMicroSRLib.devices import choose_device, has_fast_bf16
+from CTMicroSRLib.devices import choose_device, has_fast_bf16, settle_vector_math
 from CTMicroSRLib.errors import ModelError, UsageError
 from CTMicroSRLib.models import DEFAULT_MODEL, find_model, verify_model
 from CTMicroSRLib.networks import build_network
@@ -48,6 +48,7 @@ class Model:
     """
 
     def __init__(self, card: ModelCard, network: Generator, device: torch.device, precision: str) -> None:
+        settle_vector_math()
         self.card = card
         self.device = device
         self.network = _prepared(network, device)

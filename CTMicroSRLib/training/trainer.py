@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from CTMicroSRLib.devices import choose_device
+from CTMicroSRLib.devices import choose_device, settle_vector_math
 from CTMicroSRLib.errors import CancelledError, CTMicroSRError, ResourceError, UsageError
 from CTMicroSRLib.progress import Progress, SilentProgress
 from CTMicroSRLib.training.checkpoints import (
@@ -112,6 +112,7 @@ def train(
         **({"initial": initial.name} if initial is not None else {}),
         **(extra or {}),
     }
+    settle_vector_math()
     check_run(run, resume=resume)
     checkpoint = _checkpoint_to_resume(run, described) if resume else None
     fabric = launch(device, devices, settings.precision)
