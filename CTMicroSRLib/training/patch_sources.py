@@ -20,8 +20,8 @@ from CTMicroSRLib.intensity import IntensityWindow
 from CTMicroSRLib.lungs import segment_lungs
 from CTMicroSRLib.progress import Progress, SilentProgress, check_cancelled
 from CTMicroSRLib.training.patch_places import Float32, Int32, block_shares, draw_places
+from CTMicroSRLib.training.patch_writing import CasePatches, writing_patches
 from CTMicroSRLib.training.patches import (
-    CasePatches,
     Int16,
     Patches,
     PatchSettings,
@@ -29,7 +29,6 @@ from CTMicroSRLib.training.patches import (
     open_patches,
     patches_made_before,
     to_stored,
-    writing_patches,
 )
 from CTMicroSRLib.volume import AIR_HU, Volume
 

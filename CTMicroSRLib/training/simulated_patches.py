@@ -27,15 +27,14 @@ from CTMicroSRLib.simulation.sets import HELD_OUT_SEEDS, SEEDS_PER_SET
 from CTMicroSRLib.simulation.slices import SOFTNESS
 from CTMicroSRLib.simulation.specimen import SpecimenSettings, make_specimen
 from CTMicroSRLib.training.patch_places import Int32, block_shares, draw_places, patch_shares
+from CTMicroSRLib.training.patch_writing import CasePatches, writing_patches
 from CTMicroSRLib.training.patches import (
-    CasePatches,
     Patches,
     PatchSettings,
     Side,
     open_patches,
     patches_made_before,
     to_stored,
-    writing_patches,
 )
 from CTMicroSRLib.volume import Volume
 

@@ -349,7 +349,7 @@ def test_a_disk_that_fills_up_is_told_and_leaves_nothing(scans, tmp_path):
 
 def test_too_little_free_space_is_told_before_anything_is_read(scans, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("CTMicroSRLib.training.patches.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("CTMicroSRLib.training.patch_writing.shutil.disk_usage", lambda path: usage)
     monkeypatch.setattr(patch_sources, "read_volume", lambda path: pytest.fail("it was read"))
     with pytest.raises(ResourceError, match="GB is free"):
         patches_from_volumes(tmp_path / "p", settings=SETTINGS, **scans)

@@ -219,7 +219,7 @@ def test_every_specimen_is_told(tmp_path, monkeypatch):
 
 def test_no_room_on_the_disk_is_told_before_anything_is_simulated(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("CTMicroSRLib.training.patches.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("CTMicroSRLib.training.patch_writing.shutil.disk_usage", lambda path: usage)
     monkeypatch.setattr(simulated_patches, "_cut", lambda task: pytest.fail("it was simulated"))
     with pytest.raises(ResourceError, match="free"):
         simulate_patches(tmp_path / "patches", SETTINGS, PATCHES)

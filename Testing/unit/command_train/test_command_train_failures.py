@@ -68,7 +68,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(ctmicrosr, patches, tmp_
 
 def test_a_disk_too_small_for_the_patches_is_refused(refused, own, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("CTMicroSRLib.training.patches.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("CTMicroSRLib.training.patch_writing.shutil.disk_usage", lambda path: usage)
     refused(RESOURCE, "free some space", "--output", tmp_path / "run", *own, *SMALL)
 
 
