@@ -16,7 +16,8 @@ from typing import Any, NoReturn, TypeAlias
 from CTMicroSRLib import __version__, commands
 from CTMicroSRLib.errors import CTMicroSRError, UsageError, user_error
 from CTMicroSRLib.models import DEFAULT_MODEL
-from CTMicroSRLib.terminal import JsonProgress, cancel_on_signals
+from CTMicroSRLib.signals import cancel_on_signals
+from CTMicroSRLib.terminal import JsonProgress
 
 STATUS_HELP = """\
 exit status: 0 done, 2 wrong use, 3 refused input, 4 not enough memory or disk (or a missing device),

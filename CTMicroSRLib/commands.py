@@ -286,6 +286,7 @@ def evaluate(options: Namespace) -> None:
     """``ctmicrosr evaluate``."""
     from CTMicroSRLib.evaluation.protocols import ProtocolOptions, prepare_protocol, run_protocol
     from CTMicroSRLib.evaluation.tables import markdown, table_paths, write_table
+    from CTMicroSRLib.workers import worker_count
 
     paths = table_paths(options.output)
     folder = paths[0].parent
@@ -305,7 +306,7 @@ def evaluate(options: Namespace) -> None:
     )
     prepare_protocol(asked)
     with _progress(options) as progress:
-        table, shown = run_protocol(options.models, asked, progress, processes=os.cpu_count() or 1)
+        table, shown = run_protocol(options.models, asked, progress, processes=worker_count())
     for path in paths:
         write_table(table, path)
     if options.figure is not None:

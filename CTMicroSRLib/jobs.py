@@ -17,6 +17,7 @@ from CTMicroSRLib.errors import CancelledError, ResourceError, UsageError
 from CTMicroSRLib.files import VolumeWriter, check_writable, read_mask, read_volume
 from CTMicroSRLib.progress import Progress
 from CTMicroSRLib.report import Report, peak_memory_mb, write_report
+from CTMicroSRLib.signals import held_signals
 from CTMicroSRLib.superresolve import Options, Prepared, prepare, result_metadata, run
 from CTMicroSRLib.volume import Volume
 
@@ -70,16 +71,23 @@ def run_job(job: Job, progress: Progress) -> Report:
         ]
         report = run(prepared, writers[0], writers[1] if len(writers) > 1 else None, progress)
         progress.update("writing", 0, 1)
-        _commit(writers)
-    try:
-        _complete(report, job, prepared)
-        if job.figure is not None:
-            _draw(job, volume, prepared)
-        if job.report is not None:
-            write_report(report, job.report)
-        progress.update("writing", 1, 1)
-    except KeyboardInterrupt:
-        raise CancelledError(f"Cancelled after {job.output} was complete; what follows it was not written.") from None
+        committed = False
+        try:
+            with held_signals():
+                _commit(writers)
+                committed = True
+            _complete(report, job, prepared)
+            if job.figure is not None:
+                _draw(job, volume, prepared)
+            if job.report is not None:
+                write_report(report, job.report)
+            progress.update("writing", 1, 1)
+        except KeyboardInterrupt:
+            if not committed:
+                raise
+            raise CancelledError(
+                f"Cancelled after {job.output} was complete; what follows it was not written."
+            ) from None
     return report
 
 

@@ -1,15 +1,10 @@
-"""Progress and cancelling as a terminal or a parent process sees them."""
+"""Progress as a terminal or a parent process sees it."""
 
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any, TextIO
 
 from CTMicroSRLib.progress import Progress, SilentProgress
@@ -92,34 +87,3 @@ def make_progress(kind: str) -> Progress:
     if kind == "auto" and sys.stderr.isatty():
         return BarProgress()
     return SilentProgress()
-
-
-@contextmanager
-def cancel_on_signals(*, process_ends: bool = False) -> Iterator[None]:
-    """Inside the block SIGINT and SIGTERM raise KeyboardInterrupt, once; does nothing in a thread.
-
-    It is not CancelledError, because that is an Exception, which other libraries catch and go on.
-
-    Args:
-        process_ends: the process ends after the block, and more signals do not disturb that.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def cancel(_number: int, _frame: FrameType | None) -> None:
-        for name in names:
-            signal.signal(name, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    names = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGBREAK"):
-        names.append(signal.SIGBREAK)
-    before = {name: signal.signal(name, cancel) for name in names}
-    try:
-        yield
-    finally:
-        cancelled = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        if not (cancelled and process_ends):
-            for name, handler in before.items():
-                signal.signal(name, handler)

@@ -23,9 +23,10 @@ from CTMicroSRLib.evaluation.realism_table import Comparison, compare, markdown,
 from CTMicroSRLib.files import read_volume
 from CTMicroSRLib.lungs import segment_lungs
 from CTMicroSRLib.progress import Progress, SilentProgress, check_cancelled
+from CTMicroSRLib.signals import cancel_on_signals
 from CTMicroSRLib.simulation.cases import CaseSettings, make_case
 from CTMicroSRLib.simulation.description import OUTSIDE_LUNG
-from CTMicroSRLib.terminal import BarProgress, cancel_on_signals, make_progress
+from CTMicroSRLib.terminal import BarProgress, make_progress
 from CTMicroSRLib.volume import Volume
 
 BLOCK_MM = 44.0

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict
 
 import numpy as np
@@ -17,9 +15,10 @@ from CTMicroSRLib.evaluation.results import Collected, Row, Shown, Table, covera
 from CTMicroSRLib.evaluation.tables import with_published
 from CTMicroSRLib.evaluation.variants import Scanner, Variants, error_and_deviation, is_misjudged, model_variants
 from CTMicroSRLib.evaluation.yardsticks import Reference, prepare_reference, read_image
-from CTMicroSRLib.progress import Progress, check_cancelled
+from CTMicroSRLib.progress import Progress
 from CTMicroSRLib.simulation.cases import Case, CaseSettings, simulate_case
 from CTMicroSRLib.simulation.sets import CaseSet
+from CTMicroSRLib.workers import results_of
 
 __all__ = ["Row", "Shown", "Table", "back_projected", "coverage", "evaluate_models"]
 
@@ -62,7 +61,8 @@ def evaluate_models(
         check_scale(candidates, settings.scale, "the simulated cases are")
     found = Collected()
     task = _Task(tuple(candidates), variants, yardsticks, device)
-    for n, part in enumerate(_measured(task, cases, progress, workers)):
+    progress.update("evaluating", 0, len(cases))
+    for n, part in enumerate(results_of(task.measure, cases.cases, progress, workers=workers)):
         found.add(part, show=n == min(show_case, len(cases) - 1))
         progress.update("evaluating", n + 1, len(cases))
     assert found.shown is not None  # a set has at least one case
@@ -76,8 +76,9 @@ class _Task:
         self.candidates, self.variants = candidates, variants
         self.yardsticks, self.device = yardsticks, device
 
-    def measure(self, settings: CaseSettings, seed: int) -> Collected:
+    def measure(self, seed_and_settings: tuple[int, CaseSettings]) -> Collected:
         """One case through every method."""
+        seed, settings = seed_and_settings
         found = Collected()
         case = simulate_case(settings, seed)
         reference = prepare_reference(case) if self.yardsticks else None
@@ -100,33 +101,6 @@ class _Task:
                     images[method] = image
         found.shown = _shown(case, images)
         return found
-
-
-def _measured(task: _Task, cases: CaseSet, progress: Progress, workers: int) -> Iterator[Collected]:
-    """What each case gives, in the set's order."""
-    progress.update("evaluating", 0, len(cases))
-    if workers <= 1 or len(cases) == 1:
-        for seed, settings in cases.cases:
-            check_cancelled(progress)
-            yield task.measure(settings, seed)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(cases)), mp_context=context, initializer=_one_thread)
-    try:
-        parts = [pool.submit(task.measure, settings, seed) for seed, settings in cases.cases]
-        for part in parts:
-            while not part.done():
-                check_cancelled(progress)
-                wait([part], timeout=0.5)
-            yield part.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def back_projected(coarse_kji: Float32, settings: CaseSettings) -> Float32:

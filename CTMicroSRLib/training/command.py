@@ -181,8 +181,9 @@ def _patches(options: Namespace, settings: RunSettings, progress: Progress) -> P
     if scans:
         return _from_scans(options, settings, folder, progress)
     from CTMicroSRLib.training.simulated_patches import simulate_patches
+    from CTMicroSRLib.workers import worker_count
 
-    return simulate_patches(folder, settings.simulation, settings.patches, progress, workers=os.cpu_count() or 1)
+    return simulate_patches(folder, settings.simulation, settings.patches, progress, workers=worker_count())
 
 
 def _from_scans(options: Namespace, settings: RunSettings, folder: Path, progress: Progress) -> Patches:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from CTMicroSRLib.progress import Progress
 from CTMicroSRLib.simulation.sets import case_set
 from CTMicroSRLib.training.calibration import VALIDATION_SET, calibrate
 from CTMicroSRLib.training.checkpoints import write_file
+from CTMicroSRLib.workers import worker_count
 
 TEST_SET = "test-1"
 
@@ -50,8 +50,7 @@ def judge(folder: Path, progress: Progress, *, calibrated: bool, measured: bool)
         if calibrated:
             _write(folder, calibration=calibrate(folder, progress))
         if measured:
-            cases, workers = case_set(TEST_SET), os.cpu_count() or 1
-            table, _ = evaluate_models([str(folder)], cases, progress, workers=workers)
+            table, _ = evaluate_models([str(folder)], case_set(TEST_SET), progress, workers=worker_count())
             _write(folder, metrics=as_plain(table))
     except (KeyboardInterrupt, CancelledError):
         raise CancelledError(

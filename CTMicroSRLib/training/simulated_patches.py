@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from CTMicroSRLib.errors import ResourceError, UsageError
-from CTMicroSRLib.progress import Progress, SilentProgress, check_cancelled
+from CTMicroSRLib.errors import UsageError
+from CTMicroSRLib.progress import Progress, SilentProgress
 from CTMicroSRLib.simulation.description import OUTSIDE_LUNG, Specimen
 from CTMicroSRLib.simulation.kernels import RATIOS, Kernel
 from CTMicroSRLib.simulation.micro_scanner import MicroScannerSettings, micro_to_hu, scan_micro
@@ -37,6 +30,7 @@ from CTMicroSRLib.training.patches import (
     to_stored,
 )
 from CTMicroSRLib.volume import Volume
+from CTMicroSRLib.workers import results_of
 
 FIRST_MICRO_SEED = SEEDS_PER_SET // 2
 """Specimens of the micro-CT have seeds that far behind those of the clinical scans."""
@@ -48,7 +42,6 @@ BORDER_VOXELS = 4
 """Clinical voxels at a block's edge that no patch shows: the point spread reaches beyond the block there."""
 
 SLICES_PER_SCAN = 3
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 WIDEST_SPACING_MM = 5.0
 MICRO_DEPTH_MM = 3.0
 
@@ -191,50 +184,11 @@ def simulate_patches(
     clinical, micro = (settings.specimens_of(side) * settings.patches_per_specimen for side in sides)
     with writing_patches(folder, patch_settings, request, clinical=clinical, micro=micro, simulated=True) as writer:
         progress.update("simulating", 0, len(tasks))
-        for n, (task, case) in enumerate(zip(tasks, _cut_all(tasks, progress, workers), strict=True)):
+        cut = results_of(_cut, tasks, progress, workers=workers)
+        for n, (task, case) in enumerate(zip(tasks, cut, strict=True)):
             writer.add(task.side, case)
             progress.update("simulating", n + 1, len(tasks))
     return open_patches(folder)
-
-
-def _cut_all(tasks: list[_Task], progress: Progress, workers: int) -> Iterator[CasePatches]:
-    """What the tasks give, in their order."""
-    if workers <= 1 or len(tasks) == 1:
-        for task in tasks:
-            check_cancelled(progress)
-            yield _cut(task)
-        return
-    # No forks: a parent with threads, as torch's, may leave a forked child waiting for a lock forever.
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=multiprocessing.get_context("spawn"))
-    try:
-        with _one_thread_in_children():
-            cut: deque[Future[CasePatches]] = deque(pool.submit(_cut, task) for task in tasks)
-        while cut:
-            while not cut[0].done():
-                check_cancelled(progress)
-                wait([cut[0]], timeout=0.5)
-            yield cut.popleft().result()
-    except BrokenProcessPool:
-        raise ResourceError(
-            "A process that simulates was stopped, probably for want of memory; give fewer workers or free some memory."
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _one_thread_in_children() -> Iterator[None]:
-    """Processes that start inside have one thread for matrix products: NumPy reads the environment as it loads."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _cut(task: _Task) -> CasePatches:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from CTMicroSRLib.errors import CancelledError, CTMicroSRError
 from CTMicroSRLib.progress import Progress
+from CTMicroSRLib.signals import noticed_signals
 from CTMicroSRLib.training.checkpoints import (
     CHECKPOINT_FILE,
     SETTINGS_FILE,
@@ -33,7 +34,6 @@ from CTMicroSRLib.training.method import Batch, Losses, Method
 from CTMicroSRLib.training.optimisers import build_optimisers
 from CTMicroSRLib.training.samples import sample_picture
 from CTMicroSRLib.training.settings import TrainerSettings
-from CTMicroSRLib.training.stop_signals import noticed_signals
 from CTMicroSRLib.training.training_log import TrainingLog, Watch
 from CTMicroSRLib.training.weight_average import WeightAverage
 
