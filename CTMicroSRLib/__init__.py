@@ -23,8 +23,9 @@ from CTMicroSRLib.volume import Geometry, Region, Volume
 if TYPE_CHECKING:
     from CTMicroSRLib.files import read_mask, read_volume, write_volume
     from CTMicroSRLib.lungs import LungMask, LungSettings, segment_lungs
+    from CTMicroSRLib.options import Options
     from CTMicroSRLib.session import Model, load_model
-    from CTMicroSRLib.superresolve import Options, Result, super_resolve
+    from CTMicroSRLib.superresolve import Result, super_resolve
 
 __version__ = "0.1.0"
 
@@ -33,7 +34,7 @@ _LAZY = {
     "LungMask": "lungs",
     "LungSettings": "lungs",
     "Model": "session",
-    "Options": "superresolve",
+    "Options": "options",
     "Result": "superresolve",
     "load_model": "session",
     "read_mask": "files",

@@ -20,8 +20,8 @@ from CTMicroSRLib.signals import cancel_on_signals
 from CTMicroSRLib.terminal import JsonProgress
 
 STATUS_HELP = """\
-exit status: 0 done, 2 wrong use, 3 refused input, 4 not enough memory or disk (or a missing device),
-5 model problem, 130 cancelled. Research use, not for diagnosis."""
+exit status: 0 done, 1 unforeseen error, 2 wrong use, 3 refused input, 4 not enough memory or disk (or a missing
+device), 5 model problem, 130 cancelled. Research use, not for diagnosis."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -169,9 +169,13 @@ def _add_segment(subparsers: Subparsers) -> None:
 
 def _add_info(subparsers: Subparsers) -> None:
     parser = _command(subparsers, "info", "what a scan is, and what super-resolving it would cost", commands.info)
+    parser.description = (
+        "What a scan is, and what super-resolving it would cost. The seconds are those of the network, measured on a "
+        "small tile; reading, segmenting and starting up come on top."
+    )
     parser.add_argument("input", type=Path)
     _add_region(parser)
-    parser.add_argument("--passes", type=int, metavar="T", help="the time with an uncertainty of T passes")
+    parser.add_argument("--passes", type=int, metavar="T", help="with an uncertainty of T passes, its time and disk")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -244,7 +248,9 @@ def _add_train(subparsers: Subparsers) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="RUN", help="run folder")
     parser.add_argument("--preset", metavar="NAME", help="one of the method's presets, or a .json file of settings")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="one setting; may be given again")
-    parser.add_argument("--scale", type=int, metavar="N", help="2, 4 or 8")
+    parser.add_argument(
+        "--scale", type=int, metavar="N", help="2, 4 or 8; some methods also 16, compact any of 2 to 16"
+    )
     parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: the preset's)")
     parser.add_argument("--batch", type=int, metavar="N", help="patches per step, over all devices")
     parser.add_argument("--seed", type=int, metavar="N", help="of everything that is drawn (1)")

@@ -43,7 +43,7 @@ def _region(text: str) -> Any:  # noqa: ANN401 - RegionChoice, which needs a hea
 def superres(options: Namespace) -> None:
     """``ctmicrosr superres``."""
     from CTMicroSRLib.jobs import Job, run_job
-    from CTMicroSRLib.superresolve import Options
+    from CTMicroSRLib.options import Options
 
     job = Job(
         input=options.input,
@@ -106,6 +106,10 @@ def segment(options: Namespace) -> None:
         _say(f"Warning: {warning}")
 
 
+INFO_LABELS = {"disk_gb": "disk gb in all", "seconds": "network seconds"}
+"""What ``info`` prints where the fact's name alone would say too little."""
+
+
 def info(options: Namespace) -> None:
     """``ctmicrosr info``."""
     from CTMicroSRLib.devices import free_memory_bytes
@@ -135,7 +139,8 @@ def info(options: Namespace) -> None:
     )
     from CTMicroSRLib.cost import estimate_cost
 
-    cost = estimate_cost(plan, model, passes=options.passes)
+    volumes = 1 if options.passes is None else 2
+    cost = estimate_cost(plan, model, volumes=volumes, passes=options.passes)
     output = plan.output_geometry
     facts = {
         "input": str(options.input),
@@ -149,7 +154,8 @@ def info(options: Namespace) -> None:
         "cells": cost.cells,
         "output_size_ijk": list(output.size_ijk),
         "output_spacing_mm": list(output.spacing_mm),
-        "output_gb": round(cost.output_bytes / 1e9, 3),
+        "output_gb": round(cost.output_bytes / volumes / 1e9, 3),
+        "disk_gb": round(cost.output_bytes / 1e9, 3),
         "memory_gb": round(cost.memory_bytes / 1e9, 2),
         "memory_free_gb": round(free_memory_bytes() / 1e9, 2),
         "seconds": None if cost.seconds is None else round(cost.seconds, 1),
@@ -160,7 +166,7 @@ def info(options: Namespace) -> None:
     for key, value in facts.items():
         shown = " x ".join(f"{n:g}" for n in value) if isinstance(value, list) else value
         if key != "metadata":
-            _say(f"{key.replace('_', ' '):>20}: {shown}")
+            _say(f"{INFO_LABELS.get(key, key.replace('_', ' ')):>20}: {shown}")
     for key, value in volume.metadata.items():
         _say(f"{key:>20}: {value}")
 
@@ -278,8 +284,12 @@ def train(options: Namespace) -> None:
 
     with _progress(options) as progress:
         outcome = train_method(options, progress)
-    if outcome:
-        _say(outcome)
+    if outcome is None:
+        return
+    if isinstance(progress, JsonProgress):
+        progress.event("done", files=[str(outcome.folder)])
+        return
+    _say(outcome.sentence)
 
 
 def evaluate(options: Namespace) -> None:

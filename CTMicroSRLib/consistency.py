@@ -4,6 +4,11 @@ The scan of a fine slice s is A s: point spread, then the mean of every block (`
 back-projection (Irani & Peleg 1991) adds interpolated residuals x - A s until they lie within the noise.
 Since A and the interpolation B are both linear and separable, the iteration runs on the coarse grid with the
 small matrices of A B, and the fine slice is scanned once and corrected once.
+
+Some edges are sharper than the point spread lets any scanner show: where the field of view is cut off and padded, at
+metal, or everywhere if the point spread is taken for wider than it is. No slice explains them, and the iteration would
+answer with ever larger waves. Such places are told by corrections far beyond the residuals they answer, and stay as
+they are.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from CTMicroSRLib.interpolation import REACH, phase_weights
 from CTMicroSRLib.point_spread import scan_matrix
@@ -30,6 +36,15 @@ SMOOTH_DEVIATIONS = 0.2
 """The mean residual over a square of SMOOTH_VOXELS may be this many deviations: noise averages out, a bias does not."""
 
 SMOOTH_VOXELS = 9
+CORRECTION_LIMIT_HU = 1000.0
+"""Corrections in lungs reach 540 HU on the real scans and 700 HU in simulation; those without an end, thousands."""
+
+CORRECTION_PER_RESIDUAL = 2.0
+"""A result that is wrong by more than that limit may be corrected by so many times its largest residual nearby."""
+
+UNEXPLAINED_REACH_VOXELS = 4
+"""So far around a place that no slice explains nothing is corrected: as far as the widest point spread reaches."""
+
 MAXIMUM_ITERATIONS = 20
 BLOCK_ITERATIONS = 3
 CHUNK_COARSE_VOXELS = 32
@@ -50,6 +65,24 @@ class Residual(NamedTuple):
     squares_hu2: float
     largest_hu: float
     voxels: int
+
+
+class Remaining(NamedTuple):
+    """Residual x - A s of a finished slice in HU, and where it was made small: not at edges that no slice explains."""
+
+    residual_hu: Tensor
+    explained: Tensor
+
+
+class _State(NamedTuple):
+    """A coarse correction c and what remains of the residual with it, residual - A B c."""
+
+    correction: Tensor
+    remaining: Tensor
+
+    def beyond(self, before: _State, share: float) -> _State:
+        """As far beyond this state as a share of the way from the one before."""
+        return _State(*(now + share * (now - then) for now, then in zip(self, before, strict=True)))
 
 
 class BandMatrix:
@@ -139,47 +172,52 @@ class ScannerConsistency:
         """What the scanner would show of a fine slice, HU."""
         return self.scan_columns.times_transposed(self.scan_rows.times(fine))
 
-    def apply(self, fine: Tensor, coarse: Tensor) -> Tensor:
+    def apply(self, fine: Tensor, coarse: Tensor) -> Remaining:
         """Correct ``fine`` in place and return the residual that remains, on the coarse grid, in HU."""
         residual = coarse - self.scan(fine)
+        everywhere = torch.ones_like(residual, dtype=torch.bool)
         if self.settings.mode == "off":
-            return residual
-        correction, remaining = self._back_projection(residual)
-        self.interpolate.add(correction, fine)
-        if self.settings.mode == "block":
-            add_blocks(remaining, fine, self.scale)
-            remaining = coarse - self.scan(fine)
-        return remaining
+            return Remaining(residual, everywhere)
+        state, explained = self._back_projection(residual)
+        self.interpolate.add(state.correction, fine)
+        if self.settings.mode == "scan":
+            return Remaining(state.remaining, everywhere if explained is None else explained)
+        add_blocks(state.remaining, fine, self.scale)
+        return Remaining(coarse - self.scan(fine), everywhere)
 
-    def _back_projection(self, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Coarse correction c with residual - A B c within the tolerance, and what remains.
+    def _back_projection(self, residual: Tensor) -> tuple[_State, Tensor | None]:
+        """Coarse correction c with residual - A B c within the tolerance, and where it is corrected (None: everywhere).
 
         First a bias over an area goes, then what exceeds the tolerance at single voxels, step by step with
         Nesterov's momentum (FISTA, Beck & Teboulle 2009). It ends when nothing does, or after a fixed number
         of steps, so that a voxel's correction depends on its surroundings alone.
         """
-        correction, remaining = torch.zeros_like(residual), residual
+        state = _State(torch.zeros_like(residual), residual)
         if self.settings.mode == "scan":
             # Twice, since the limit on single residuals hides part of a large bias the first time.
             for _ in range(2):
-                bias = self._bias(remaining)
-                correction = correction + bias
-                remaining = remaining - self._round_trip(bias)
+                state = self._moved(state, self._bias(state.remaining))
         tolerance_hu = NOISE_DEVIATIONS * self.settings.noise_hu if self.settings.mode == "scan" else 0.0
-        ahead, ahead_remaining = correction, remaining
+        limit_hu, ahead, explained = _correction_limit_hu(residual), state, None
         momentum = 1.0
         for _ in range(MAXIMUM_ITERATIONS if self.settings.mode == "scan" else BLOCK_ITERATIONS):
-            excess = ahead_remaining - ahead_remaining.clamp(-tolerance_hu, tolerance_hu)
+            excess = ahead.remaining - ahead.remaining.clamp(-tolerance_hu, tolerance_hu)
+            if explained is not None:
+                excess *= explained
             if not bool(excess.any()):
-                return ahead, ahead_remaining
-            next_correction = ahead + excess
-            next_remaining = ahead_remaining - self._round_trip(excess)
+                return ahead, explained
+            following = self._moved(ahead, excess)
+            beyond = following.correction.abs() > limit_hu
+            if self.settings.mode == "scan" and bool(beyond.any()):
+                explained = ~_nearby(beyond.to(residual.dtype)).bool() & (True if explained is None else explained)
+                state, following = (self._moved(s, s.correction * explained - s.correction) for s in (state, following))
             next_momentum = (1.0 + math.sqrt(1.0 + 4.0 * momentum**2)) / 2.0
-            share = (momentum - 1.0) / next_momentum
-            ahead = next_correction + share * (next_correction - correction)
-            ahead_remaining = next_remaining + share * (next_remaining - remaining)
-            correction, remaining, momentum = next_correction, next_remaining, next_momentum
-        return correction, remaining
+            ahead = following.beyond(state, (momentum - 1.0) / next_momentum)
+            state, momentum = following, next_momentum
+        return state, explained
+
+    def _moved(self, state: _State, step: Tensor) -> _State:
+        return _State(state.correction + step, state.remaining - self._round_trip(step))
 
     def _round_trip(self, coarse: Tensor) -> Tensor:
         """A B c: what the scanner would show of an interpolated coarse slice."""
@@ -197,8 +235,21 @@ class ScannerConsistency:
         return smooth - smooth.clamp(-left_hu, left_hu)
 
 
+def _correction_limit_hu(residual: Tensor) -> Tensor:
+    """The largest correction at each voxel that may still be one of what the scan shows."""
+    return (CORRECTION_PER_RESIDUAL * _nearby(residual.abs())).clamp(min=CORRECTION_LIMIT_HU)
+
+
+def _nearby(image: Tensor) -> Tensor:
+    """The largest value within UNEXPLAINED_REACH_VOXELS."""
+    size = 2 * UNEXPLAINED_REACH_VOXELS + 1
+    return functional.max_pool2d(image[None, None], size, stride=1, padding=size // 2)[0, 0]
+
+
 def measure(residual: Tensor) -> Residual:
-    """Summary of a residual."""
+    """Summary of a residual, which may be empty."""
+    if not residual.numel():
+        return Residual(0.0, 0.0, 0)
     return Residual(float(residual.double().square().sum()), float(residual.abs().max()), int(residual.numel()))
 
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from CTMicroSRLib.errors import CancelledError, ResourceError, UsageError
 from CTMicroSRLib.files import VolumeWriter, check_writable, read_mask, read_volume
+from CTMicroSRLib.options import Options
 from CTMicroSRLib.progress import Progress
 from CTMicroSRLib.report import Report, peak_memory_mb, write_report
 from CTMicroSRLib.signals import held_signals
-from CTMicroSRLib.superresolve import Options, Prepared, prepare, result_metadata, run
+from CTMicroSRLib.superresolve import Prepared, prepare, result_metadata, run
 from CTMicroSRLib.volume import Volume
 
 logger = logging.getLogger(__name__)

@@ -64,13 +64,17 @@ def find_model(name_or_folder: str | os.PathLike[str]) -> InstalledModel:
     """A model by its name, or by the path of its folder.
 
     Raises:
+        UsageError: neither a name nor a path.
         ModelError: neither an installed model nor a model folder.
     """
     models, _ = list_models()
     for model in models:
         if model.card.name == str(name_or_folder):
             return model
-    folder = Path(name_or_folder)
+    try:
+        folder = Path(name_or_folder)
+    except TypeError:
+        raise UsageError(f"{name_or_folder!r} is no model; give a model's name or the path of its folder.") from None
     if folder.is_dir():
         return InstalledModel(folder, read_card(folder), shipped=False)
     names = ", ".join(model.card.name for model in models) or "none"
@@ -142,10 +146,15 @@ def import_model(source: Path) -> InstalledModel:
     model = InstalledModel(source, read_card(source), shipped=False)
     verify_model(model)
     models, _ = list_models()
-    if any(other.card.name == model.card.name for other in models):
-        raise ModelError(
-            f"A model named {model.card.name} is already installed; remove it first, or rename the new one on its card."
-        )
+    other = next((other for other in models if other.card.name == model.card.name), None)
+    if other is not None:
+        rest = "; remove it first, or rename the new one on its card."
+        if other.shipped:
+            rest = (
+                " and came with CTMicroSR; give the new one another name: train with --name NAME, or change the name "
+                f"in its {CARD_FILE}."
+            )
+        raise ModelError(f"A model named {model.card.name} is already installed{rest}")
     target = user_models_folder() / model.card.name
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

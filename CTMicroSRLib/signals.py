@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do: cancel at once, end a step first, or wait until files are complete.
+"""What SIGINT, SIGTERM and SIGHUP do: cancel at once, end a step first, or wait until files are complete.
 
 Signals are the main thread's: in another thread nothing here changes anything.
 """
@@ -14,7 +14,7 @@ from types import FrameType
 
 @contextmanager
 def cancel_on_signals(*, process_ends: bool = False) -> Iterator[None]:
-    """Inside the block SIGINT and SIGTERM raise KeyboardInterrupt, once.
+    """Inside the block SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, once.
 
     It is not CancelledError, because that is an Exception, which other libraries catch and go on.
 
@@ -43,7 +43,7 @@ def cancel_on_signals(*, process_ends: bool = False) -> Iterator[None]:
 
 @contextmanager
 def noticed_signals() -> Iterator[threading.Event]:
-    """Inside the block the first SIGINT or SIGTERM is only noticed, so that a step ends; the next acts as before."""
+    """Inside the block the first of the signals is only noticed, so that a step ends; the next acts as before."""
     noticed = threading.Event()
     if not _in_main_thread():
         yield noticed
@@ -66,7 +66,7 @@ def noticed_signals() -> Iterator[threading.Event]:
 
 @contextmanager
 def held_signals() -> Iterator[None]:
-    """Inside the block SIGINT and SIGTERM wait; the first of them acts when it ends."""
+    """Inside the block the signals wait; the first of them acts when it ends."""
     if not _in_main_thread():
         yield
         return
@@ -87,6 +87,9 @@ def _in_main_thread() -> bool:
 
 def _numbers() -> list[int]:
     numbers: list[int] = [signal.SIGINT, signal.SIGTERM]
+    # The terminal was closed; nohup has it ignored, and so it stays.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) not in (signal.SIG_IGN, None):
+        numbers.append(signal.SIGHUP)
     if hasattr(signal, "SIGBREAK"):
         numbers.append(signal.SIGBREAK)
     return numbers

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from CTMicroSRLib.consistency import ConsistencySettings, ScannerConsistency, measure
+from CTMicroSRLib.consistency import ConsistencySettings, Remaining, Residual, ScannerConsistency, measure
 from CTMicroSRLib.networks.generator import Border
 from CTMicroSRLib.plan import Plan, SlicePlan
 from CTMicroSRLib.postprocessing import match_histograms_by_cell, median_filter
@@ -70,7 +70,8 @@ class SliceEngine:
         # One fine slice for the whole run: fresh memory for each would cost as much as filling it.
         self.fine = torch.empty(shape, device=self.model.device)
         self.deviation = torch.empty_like(self.fine) if self.options.uncertainty else None
-        self._residuals: list[tuple[float, float, int]] = []
+        self._residuals: list[Residual] = []
+        self._resolved_voxels, self._unexplained_voxels = 0, 0
         self._rectangles = 0
         self._network_voxels = 0
 
@@ -96,7 +97,7 @@ class SliceEngine:
                 self._postprocess(inside, slice_plan.weights_ji, fine)
         with watch.stage("consistency"):
             remaining = self.consistency.apply(fine, inside)
-            self._residuals.append(tuple(measure(self._crop(remaining, 1))))  # type: ignore[arg-type]
+            self._note_residual(remaining, slice_plan.weights_ji)
         with watch.stage("round"):
             return SliceOutcome(self._rounded(fine), None if deviation is None else self._rounded(deviation))
 
@@ -105,12 +106,24 @@ class SliceEngine:
         squares, largest, count = zip(*self._residuals, strict=True)
         return {
             "residual": {
-                "residual_rms_hu": round(float(np.sqrt(sum(squares) / sum(count))), 3),
+                "residual_rms_hu": round(float(np.sqrt(sum(squares) / max(1, sum(count)))), 3),
                 "residual_max_hu": round(float(max(largest)), 3),
             },
+            "unexplained_share": self._unexplained_voxels / max(1, self._resolved_voxels),
             "tiles": {"rectangles": self._rectangles, "voxels": self._network_voxels},
             "uncertainty": {"passes": self.options.passes} if self.sampling else None,
         }
+
+    def _note_residual(self, remaining: Remaining, weights_ji: NDArray[np.float32] | None) -> None:
+        explained = self._crop(remaining.explained, 1)
+        self._residuals.append(measure(self._crop(remaining.residual_hu, 1)[explained]))
+        resolved = torch.ones_like(explained)
+        if weights_ji is not None:
+            region = self.plan.region
+            inside = np.ascontiguousarray(weights_ji[slice(*region.j), slice(*region.i)] >= 0.5)
+            resolved = torch.from_numpy(inside).to(explained.device)
+        self._resolved_voxels += int(resolved.sum())
+        self._unexplained_voxels += int((resolved & ~explained).sum())
 
     def _coarse(self, k: int) -> Tensor:
         array = np.asarray(self.prepared.volume.array_kji[k], dtype=np.float32)

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,12 +15,12 @@ from CTMicroSRLib import __version__
 from CTMicroSRLib.acquisition import Acquisition, estimate_acquisition
 from CTMicroSRLib.errors import RefusedInputError, ResourceError, UsageError
 from CTMicroSRLib.files import check_is_ct
-from CTMicroSRLib.lungs import segment_lungs
-from CTMicroSRLib.models import DEFAULT_MODEL
-from CTMicroSRLib.plan import Plan, RegionChoice, check_tile, make_plan
+from CTMicroSRLib.lungs import LungMask, segment_lungs
+from CTMicroSRLib.options import OPTION_NAMES, Options, shown
+from CTMicroSRLib.plan import Plan, make_plan
 from CTMicroSRLib.progress import Progress, SilentProgress, check_cancelled
 from CTMicroSRLib.report import NOTICE, Report, Stopwatch, peak_memory_mb, software_versions
-from CTMicroSRLib.volume import Geometry, Volume
+from CTMicroSRLib.volume import Geometry, Volume, grid_difference
 
 if TYPE_CHECKING:
     from CTMicroSRLib.session import Model
@@ -29,59 +28,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Bool = NDArray[np.bool_]
+Mask = NDArray[np.bool_] | NDArray[np.integer[Any]] | LungMask | Volume
 
 COARSE_SPACING_MM = 1.0
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to super-resolve; the same names as the command's options.
-
-    Attributes:
-        region: ``lungs``, ``whole`` or a Region in input voxels.
-        model: name, folder, or a loaded Model.
-        uncertainty: also make the standard deviation.
-        passes: passes under dropout for the uncertainty.
-        seed: of the dropout masks.
-        consistency: ``scan``, ``block`` or ``off``.
-        psf_fwhm_mm: the scanner's point spread; None estimates it from the scan.
-        noise_hu: the scan's noise; None estimates it from the scan.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        precision: ``auto``, ``fp32`` or ``bf16``.
-        tile: edge of the largest tile in voxels, a multiple of 32; None lets the software choose.
-
-    Raises:
-        UsageError: a value that is not allowed.
-    """
-
-    region: RegionChoice = "lungs"
-    model: str | Path | Model = DEFAULT_MODEL
-    uncertainty: bool = False
-    passes: int = 20
-    seed: int = 0
-    consistency: str = "scan"
-    psf_fwhm_mm: float | None = None
-    noise_hu: float | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    tile: int | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.region, str) and self.region not in ("lungs", "whole"):
-            raise UsageError(f"The region {self.region!r} is unknown; give lungs, whole or a voxel region.")
-        if self.consistency not in ("scan", "block", "off"):
-            raise UsageError(f"The consistency {self.consistency!r} is unknown; choose scan, block or off.")
-        if not 2 <= self.passes <= 1000:
-            raise UsageError(f"{self.passes} passes are not possible; choose 2 to 1000.")
-        check_tile(self.tile)
-        if self.seed < 0:
-            raise UsageError("The seed must not be negative; give 0 or more.")
-        for name, value, limit in (
-            ("point spread", self.psf_fwhm_mm, 10.0),
-            ("noise", self.noise_hu, 1000.0),
-        ):
-            if value is not None and not 0 < value <= limit:
-                raise UsageError(f"The {name} {value} is not possible; give a value above 0, at most {limit:g}.")
+LARGEST_UNEXPLAINED_SHARE = 0.02
+"""So much of a result may lie at edges that no slice explains (the field of view's, metal's) without a warning."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +86,7 @@ class Prepared:
 def super_resolve(
     volume: Volume,
     *,
-    mask: Bool | None = None,
+    mask: Mask | None = None,
     progress: Progress | None = None,
     **options: Any,  # noqa: ANN401 - the fields of Options, checked there
 ) -> Result:
@@ -141,8 +94,9 @@ def super_resolve(
 
     Args:
         volume: a chest CT in HU.
-        mask: where the network runs, ``(k, j, i)`` on the volume's grid; None segments the lungs when
-            ``region`` is ``lungs`` and is everywhere otherwise.
+        mask: where the network runs: what :func:`segment_lungs` gives, or a boolean or integer array,
+            ``(k, j, i)`` on the volume's grid, or a Volume of one, of which every non-zero voxel is inside; None
+            segments the lungs when ``region`` is ``lungs`` and is everywhere otherwise.
         progress: hears how far it is and is asked whether to stop.
         **options: fields of :class:`Options`, for example ``region="whole", uncertainty=True``.
 
@@ -150,10 +104,10 @@ def super_resolve(
         RefusedInputError, UsageError, ResourceError, ModelError, CancelledError: see ``errors``.
     """
     listener = progress or SilentProgress()
-    try:
-        chosen = Options(**options)
-    except TypeError as error:
-        raise UsageError(f"super_resolve has no such option ({error}); see its documentation.") from None
+    unknown = next((name for name in options if name not in OPTION_NAMES), None)
+    if unknown is not None:
+        raise UsageError(f"super_resolve has no such option ({unknown!r}); choose one of {', '.join(OPTION_NAMES)}.")
+    chosen = Options(**options)
     prepared = prepare(volume, chosen, mask, listener)
     geometry = prepared.plan.output_geometry
     _check_memory(geometry, copies=2 if chosen.uncertainty else 1)
@@ -168,14 +122,19 @@ def super_resolve(
     )
 
 
-def prepare(volume: Volume, options: Options, mask: Bool | None, progress: Progress) -> Prepared:
-    """Check the input, load the model, find the lungs, estimate blur and noise, and plan."""
+def prepare(volume: Volume, options: Options, mask: Mask | None, progress: Progress) -> Prepared:
+    """Check the input, load the model, find the lungs, estimate blur and noise, and plan.
+
+    Raises:
+        RefusedInputError, UsageError, ResourceError, ModelError, CancelledError: see ``errors``.
+    """
     from CTMicroSRLib.session import Model, load_model
 
     stopwatch = Stopwatch()
+    if not isinstance(volume, Volume):
+        raise UsageError(f"The scan is {shown(volume)}, not a Volume; read it with read_volume first.")
     check_is_ct(volume)
-    if mask is not None and mask.shape != volume.array_kji.shape:
-        raise UsageError(f"The mask's shape {mask.shape} is not the scan's {volume.array_kji.shape}; use one grid.")
+    inside = None if mask is None else _inside(mask, volume.geometry)
     progress.update("loading the model", 0, 1)
     with stopwatch.stage("model"):
         model = (
@@ -192,15 +151,15 @@ def prepare(volume: Volume, options: Options, mask: Bool | None, progress: Progr
             "whole scan."
         )
     warnings = coarse_pixel_warnings(volume.geometry)
-    if mask is None and options.region == "lungs":
+    if inside is None and options.region == "lungs":
         with stopwatch.stage("lungs"):
             found = segment_lungs(volume, progress=progress)
-            mask, warnings = found.array_kji.astype(bool, copy=False), (*warnings, *found.warnings)
+            inside, warnings = found.array_kji.astype(bool, copy=False), (*warnings, *found.warnings)
     with stopwatch.stage("plan"):
         plan = make_plan(
             volume.geometry,
             options.region,
-            mask,
+            inside,
             scale=model.card.scale,
             halo=model.card.halo,
             tile=options.tile,
@@ -210,6 +169,26 @@ def prepare(volume: Volume, options: Options, mask: Bool | None, progress: Progr
             volume, psf_fwhm_mm=options.psf_fwhm_mm, noise_hu=options.noise_hu, progress=progress
         )
     return Prepared(volume, options, model, plan, acquisition, stopwatch, warnings)
+
+
+def _inside(mask: Mask, geometry: Geometry) -> Bool:
+    """The voxels of a mask that are not zero.
+
+    Raises:
+        UsageError: it is no mask, its voxels are neither booleans nor integers, or its shape is not the scan's.
+    """
+    if isinstance(mask, Volume) and (difference := grid_difference(mask.geometry, geometry)):
+        raise UsageError(f"The mask is not on the scan's grid (its {difference}); resample it onto the scan first.")
+    array: Any = mask.array_kji if isinstance(mask, LungMask | Volume) else mask
+    if not isinstance(array, np.ndarray):
+        raise UsageError(
+            f"The mask is {shown(array)}; give a boolean or integer array, a Volume of one, or a LungMask."
+        )
+    if array.dtype.kind not in "biu":
+        raise UsageError(f"The mask's voxels are {array.dtype}; give booleans or integers, for example mask > 0.5.")
+    if array.shape != geometry.shape_kji:
+        raise UsageError(f"The mask's shape {array.shape} is not the scan's {geometry.shape_kji}; use one grid.")
+    return array.astype(np.bool_, copy=False)
 
 
 def check_has_dropout(model: Model) -> None:
@@ -304,11 +283,23 @@ def _report(prepared: Prepared, measured: Report) -> Report:
             "noise_hu": round(acquisition.noise_hu, 3),
             "noise_source": acquisition.noise_source,
             **measured["residual"],
+            "unexplained_share": round(measured["unexplained_share"], 5),
         },
-        "warnings": [*prepared.warnings, *acquisition.notes],
+        "warnings": [*prepared.warnings, *acquisition.notes, *_unexplained_warnings(measured, acquisition)],
         "software": software_versions(),
         "notice": NOTICE,
     }
+
+
+def _unexplained_warnings(measured: Report, acquisition: Acquisition) -> tuple[str, ...]:
+    share = measured["unexplained_share"]
+    if share <= LARGEST_UNEXPLAINED_SHARE:
+        return ()
+    return (
+        f"{share:.0%} of the super-resolved voxels lie at edges sharper than a point spread of "
+        f"{acquisition.psf_fwhm_mm:.2f} mm allows and were not made consistent with the scan; give a narrower one "
+        "(--psf-fwhm-mm) if they are in the lungs.",
+    )
 
 
 def _check_memory(geometry: Geometry, copies: int) -> None:

@@ -18,6 +18,10 @@ AIR_HU = -1024
 Vector = tuple[float, float, float]
 
 
+GRID_TOLERANCE_VOXELS = 0.01
+"""How far, in voxels, a mask's voxels may lie from the scan's: more than float32 rounds."""
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Where a grid of voxels lies in the patient (LPS, millimetres, as in ITK and DICOM).
@@ -186,3 +190,21 @@ def _triple(values: Iterable[int]) -> tuple[int, int, int]:
 def _vector(values: Iterable[float]) -> Vector:
     a, b, c = values
     return (a, b, c)
+
+
+def grid_difference(mask: Geometry, like: Geometry) -> str:
+    """Name and value of what differs between a mask's grid and another, or nothing where voxels lie on voxels."""
+    if mask.size_ijk != like.size_ijk:
+        return f"size {mask.size_ijk}"
+    tolerance_mm = GRID_TOLERANCE_VOXELS * min(like.spacing_mm)
+    # Two regular grids agree everywhere within a tolerance when they agree at these four corners.
+    i, j, k = (float(max(size - 1, 1)) for size in like.size_ijk)
+    corners = ((0.0, 0.0, 0.0), (i, 0.0, 0.0), (0.0, j, 0.0), (0.0, 0.0, k))
+    distances_mm = [np.linalg.norm(np.subtract(mask.physical_point_mm(c), like.physical_point_mm(c))) for c in corners]
+    if max(distances_mm) <= tolerance_mm:
+        return ""
+    if not np.allclose(mask.spacing_mm, like.spacing_mm, atol=tolerance_mm):
+        return f"spacing {mask.spacing_mm}"
+    if not np.allclose(mask.directions, like.directions, atol=1e-4):
+        return "orientation (direction cosines)"
+    return f"origin {mask.origin_mm}"

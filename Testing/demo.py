@@ -18,9 +18,9 @@ import numpy as np
 from CTMicroSRLib.figure import draw_result
 from CTMicroSRLib.files import read_any_volume, read_volume, write_volume
 from CTMicroSRLib.jobs import Job, run_job
+from CTMicroSRLib.options import Options
 from CTMicroSRLib.report import Report
 from CTMicroSRLib.simulation.cases import CaseSettings, make_case
-from CTMicroSRLib.superresolve import Options
 from CTMicroSRLib.terminal import make_progress
 from CTMicroSRLib.volume import Region
 

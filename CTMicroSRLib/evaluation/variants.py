@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from CTMicroSRLib.evaluation.candidates import tells_uncertainty
+from CTMicroSRLib.options import Options
 from CTMicroSRLib.session import Model
-from CTMicroSRLib.superresolve import Options, Result, super_resolve
+from CTMicroSRLib.superresolve import Result, super_resolve
 from CTMicroSRLib.volume import Volume
 
 Variants = Literal["all", "default", "papers"]

@@ -10,7 +10,7 @@ import gzip
 import math
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -171,6 +171,10 @@ NIFTI_DATATYPES = (2, 4, 8, 16, 32, 64, 128, 256, 512, 768, 1024, 1280, 1536, 17
 """Codes of nifti1.h; those of colour and complex numbers are refused once ITK has named them."""
 
 
+NIFTI_SPACING_TOLERANCE = 1e-3
+"""Part of a voxel's size by which sform and pixdim may differ: more than float32 rounds."""
+
+
 def _in_nifti(path: Path) -> StoredVoxels:
     packed = path.name.lower().endswith(".gz")
     with cast(BinaryIO, gzip.open(path, "rb")) if packed else path.open("rb") as file:
@@ -183,16 +187,49 @@ def _in_nifti(path: Path) -> StoredVoxels:
         count, *sizes = struct.unpack(f"{order}8h", header[40:56])
         datatype, bits = struct.unpack(f"{order}2h", header[70:74])
         (offset,) = struct.unpack(f"{order}f", header[108:112])
+        spacing = struct.unpack(f"{order}8f", header[76:108])[1:4]
+        (sform_code,) = struct.unpack(f"{order}h", header[254:256])
+        sform = struct.unpack(f"{order}12f", header[280:328])
     else:
         count, *sizes = struct.unpack(f"{order}8q", header[16:80])
         datatype, bits = struct.unpack(f"{order}2h", header[12:16])
         (offset,) = struct.unpack(f"{order}q", header[168:176])
+        spacing = struct.unpack(f"{order}8d", header[104:168])[1:4]
+        (sform_code,) = struct.unpack(f"{order}i", header[348:352])
+        sform = struct.unpack(f"{order}12d", header[400:496])
     if not 1 <= count <= 7 or min(sizes[:count]) < 1 or bits < 1 or datatype not in NIFTI_DATATYPES:
         raise ValueError
+    # An axis of one voxel has no spacing to speak of.
+    axes = [axis for axis in range(min(count, 3)) if sizes[axis] > 1]
+    _check_nifti_spacing(path, axes, spacing, sform if sform_code > 0 else None)
     length = math.prod(sizes[:count]) * bits // 8
     if packed:
         return StoredVoxels(path, 0, int(offset) + length, "gzip")
     return StoredVoxels(path, int(offset), length, "raw")
+
+
+def _check_nifti_spacing(
+    path: Path, axes: Sequence[int], spacing: Sequence[float], sform: Sequence[float] | None
+) -> None:
+    """Refuse spacings that ITK would replace by 1 mm (``pixdim``), or not compare with those it takes (``sform``)."""
+    found = [abs(spacing[axis]) for axis in axes]
+    if not all(0 < size < math.inf for size in found):
+        raise RefusedInputError(
+            f"{path} does not say how large its voxels are (pixdim {_shown(found)}); "
+            "put their spacing into its header, or convert the scan again."
+        )
+    if sform is None:
+        return
+    other = [math.hypot(*sform[axis::4]) for axis in axes]
+    if not all(abs(b - a) <= NIFTI_SPACING_TOLERANCE * a for a, b in zip(found, other, strict=True)):
+        raise RefusedInputError(
+            f"{path} gives its voxels two sizes, {_shown(found)} in pixdim and {_shown(other)} in sform; "
+            "correct its header, or convert the scan again."
+        )
+
+
+def _shown(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)
 
 
 def _offset_from_end(path: Path, length: int) -> int:

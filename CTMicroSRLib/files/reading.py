@@ -23,7 +23,7 @@ from CTMicroSRLib.files.itk_io import (
     read_image,
     read_information,
 )
-from CTMicroSRLib.volume import Geometry, Volume
+from CTMicroSRLib.volume import Geometry, Volume, grid_difference
 
 FINEST_SPACING_MM = 0.2
 """In-plane spacing below which a scan is no clinical CT and there is nothing to add at 8x."""
@@ -43,9 +43,6 @@ METAL_FRACTION = 0.01
 
 LABEL_COUNT = 64
 """A volume of whole numbers from 0 with no more distinct values than this is taken for a label map."""
-
-GRID_TOLERANCE_VOXELS = 0.01
-"""How far, in voxels, a mask's voxels may lie from the scan's: more than float32 rounds."""
 
 IMAGE_IOS = {
     ".nrrd": "NrrdImageIO",
@@ -114,7 +111,7 @@ def read_mask(path: str | os.PathLike[str], like: Geometry) -> NDArray[np.bool_]
         ResourceError: the voxels do not fit in memory.
     """
     mask = read_any_volume(path)
-    difference = _grid_difference(mask.geometry, like)
+    difference = grid_difference(mask.geometry, like)
     if difference:
         raise RefusedInputError(
             f"The mask {os.fspath(path)} has another {difference} than the scan; resample it onto the scan's grid."
@@ -183,7 +180,12 @@ def _is_label_map(array_kji: NDArray[Any], lowest: float) -> bool:
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
-    found = Path(path)
+    try:
+        found = Path(path)
+    except TypeError:
+        raise UsageError(
+            f"A scan can't be read from {type(path).__name__}; give the path of a file or folder."
+        ) from None
     if not found.exists():
         raise UsageError(f"There is no file or folder {found}; check the path.")
     if not (found.is_file() or found.is_dir()):
@@ -281,21 +283,3 @@ def _scan_metadata(found: dict[str, str]) -> dict[str, str]:
     if kept.get("Modality") in ("UNKNOWN", "OTHER"):
         del kept["Modality"]
     return kept
-
-
-def _grid_difference(mask: Geometry, like: Geometry) -> str:
-    """Name of what differs between two grids, or nothing."""
-    if mask.size_ijk != like.size_ijk:
-        return f"size {mask.size_ijk}"
-    tolerance_mm = GRID_TOLERANCE_VOXELS * min(like.spacing_mm)
-    # Two regular grids agree everywhere within a tolerance when they agree at these four corners.
-    i, j, k = (float(max(size - 1, 1)) for size in like.size_ijk)
-    corners = ((0.0, 0.0, 0.0), (i, 0.0, 0.0), (0.0, j, 0.0), (0.0, 0.0, k))
-    distances_mm = [np.linalg.norm(np.subtract(mask.physical_point_mm(c), like.physical_point_mm(c))) for c in corners]
-    if max(distances_mm) <= tolerance_mm:
-        return ""
-    if not np.allclose(mask.spacing_mm, like.spacing_mm, atol=tolerance_mm):
-        return f"spacing {mask.spacing_mm}"
-    if not np.allclose(mask.directions, like.directions, atol=1e-4):
-        return "orientation (direction cosines)"
-    return f"origin {mask.origin_mm}"

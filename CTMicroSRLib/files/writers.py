@@ -67,8 +67,8 @@ def check_writable(path: str | os.PathLike[str], needed_bytes: int, *, overwrite
             may not be written, a file that exists and may not be replaced.
         ResourceError: not that much free on the disk.
     """
-    target = Path(path)
-    _suffix(target)
+    _suffix(Path(path))
+    target = _behind_links(Path(path))
     if not target.parent.is_dir():
         raise UsageError(f"There is no folder {target.parent} to write {target.name} to; create it first.")
     if target.is_dir():
@@ -96,7 +96,8 @@ class VolumeWriter:
     of the same name removes.
 
     Args:
-        path: the file to write; .nrrd, .nii and .mha are not compressed, .nii.gz lightly.
+        path: the file to write; .nrrd, .nii and .mha are not compressed, .nii.gz lightly. Of a link, the file that it
+            points to is written, in the format of the link's own suffix.
         geometry: the grid; NIfTI keeps it as float32, the others as double.
         dtype: int16, uint8 or float32.
         metadata: text to keep in the header (NRRD and MetaImage; NIfTI has no place for it).
@@ -116,10 +117,11 @@ class VolumeWriter:
         *,
         overwrite: bool = False,
     ) -> None:
-        self.path = Path(path)
+        self.path = _behind_links(Path(path))
         self.geometry = geometry
         self.dtype = np.dtype(dtype)
         self.written_slices = 0
+        self._suffix = _suffix(Path(path))
         self._metadata = dict(metadata or {})
         self._overwrite = overwrite
         self._file: IO[bytes] | None = None
@@ -127,24 +129,24 @@ class VolumeWriter:
         self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         if self.dtype not in DTYPES:
             raise UsageError(f"Voxels of type {self.dtype} are not written; convert them to int16, uint8 or float32.")
-        if _suffix(self.path).startswith(".nii") and max(geometry.size_ijk) > NIFTI_LARGEST_AXIS:
+        if self._suffix.startswith(".nii") and max(geometry.size_ijk) > NIFTI_LARGEST_AXIS:
             raise UsageError(f"NIfTI holds at most {NIFTI_LARGEST_AXIS} voxels along an axis; write .nrrd instead.")
-        if _suffix(self.path).startswith(".nii") and _shear(geometry) > NIFTI_LARGEST_SHEAR:
+        if self._suffix.startswith(".nii") and _shear(geometry) > NIFTI_LARGEST_SHEAR:
             raise UsageError(
                 "NIfTI keeps only exactly perpendicular directions, which this scan's are not; write .nrrd instead."
             )
         # what is compressed takes less, but how much less is known only afterwards
         needed_bytes = 0 if self._is_packed else math.prod(geometry.size_ijk) * self.dtype.itemsize
         _remove_stale_parts(self.path)
-        check_writable(self.path, needed_bytes, overwrite=overwrite)
+        check_writable(path, needed_bytes, overwrite=overwrite)
 
     @property
     def _is_packed(self) -> bool:
-        return _suffix(self.path) == ".nii.gz"
+        return self._suffix == ".nii.gz"
 
     def __enter__(self) -> VolumeWriter:
         try:
-            header = _header(_suffix(self.path), self.geometry, self.dtype, self._metadata)
+            header = _header(self._suffix, self.geometry, self.dtype, self._metadata)
             self._file = self._part.open("wb")
             if self._is_packed:
                 self._packed = gzip.GzipFile("", "wb", compresslevel=1, fileobj=self._file, mtime=0)
@@ -220,6 +222,16 @@ class VolumeWriter:
         self._file = self._packed = None
         with contextlib.suppress(OSError):
             self._part.unlink()
+
+
+def _behind_links(path: Path) -> Path:
+    """The file that a link points to, whether it exists or not; any other path as it is."""
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise UsageError(f"{path} is a link that leads nowhere; choose another name or remove it.")
+    return target
 
 
 def _suffix(path: Path) -> str:

@@ -7,7 +7,7 @@ import os
 import shlex
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +37,19 @@ RANGES = (
 OWN = "Clinical scans: {clinical}. Micro-CT: {micro}."
 
 
-def train_method(options: Namespace, progress: Progress) -> str:
+@dataclass(frozen=True)
+class Outcome:
+    """What a training left: the folder of the model, of the patches or of a run that goes on; and that in words."""
+
+    folder: Path
+    sentence: str
+
+
+def train_method(options: Namespace, progress: Progress) -> Outcome | None:
     """Train a method as the command's options say.
 
     Returns:
-        What came of it, for the user; nothing on all processes but the first.
+        What came of it; None on all processes but the first.
 
     Raises:
         UsageError: options or settings that do not go together.
@@ -58,6 +66,8 @@ def train_method(options: Namespace, progress: Progress) -> str:
         check_name(options.name)
     if options.stop_at is not None and options.stop_at < 0:
         raise UsageError(f"A training can't stop at step {options.stop_at}; give 0 (only make the patches) or more.")
+    if options.threads is not None and options.threads < 1:
+        raise UsageError(f"A training can't run on {options.threads} threads; give 1 or more, or leave --threads out.")
     if options.seed in HELD_OUT_SEEDS:
         raise UsageError(
             f"The seed {options.seed} makes specimens of the sets that models are judged on; take another."
@@ -83,8 +93,8 @@ def train_method(options: Namespace, progress: Progress) -> str:
         load_initial_weights(method.generator(), options.initial)
     patches = _patches(options, settings, progress)
     if options.stop_at == 0:
-        return f"{patches.folder}: the patches are made; train on them without --stop-at 0"
-    if options.threads:
+        return Outcome(patches.folder, f"{patches.folder}: the patches are made; train on them without --stop-at 0")
+    if options.threads is not None:
         import torch
 
         torch.set_num_threads(options.threads)
@@ -104,15 +114,15 @@ def train_method(options: Namespace, progress: Progress) -> str:
         extra={"patches": asdict(patches.settings), "sources": list(patches.sources)},
     )
     if not _is_first_process():
-        return ""
+        return None
     if options.stop_at is not None and options.stop_at < settings.trainer.steps:
-        return f"{options.output}: stopped at step {options.stop_at}; go on with --resume"
+        return Outcome(options.output, f"{options.output}: stopped at step {options.stop_at}; go on with --resume")
     folder = _export(options, settings, patches)
     if options.calibrate or options.measure:
         from CTMicroSRLib.training.judgement import judge
 
         judge(folder, progress, calibrated=options.calibrate, measured=options.measure)
-    return f"{folder}: a model folder for --model"
+    return Outcome(folder, f"{folder}: a model folder for --model")
 
 
 def _built(settings: RunSettings) -> Method:

@@ -31,10 +31,10 @@ from CTMicroSRLib.models import sha256_of
 from CTMicroSRLib.networks.freezing import freeze_norms
 from CTMicroSRLib.networks.generator import WHOLE, Border, Generator
 from CTMicroSRLib.networks.sr_cyclegan import ClinicalToMicroGenerator
+from CTMicroSRLib.options import Options
 from CTMicroSRLib.progress import SilentProgress
 from CTMicroSRLib.report import peak_memory_mb
 from CTMicroSRLib.session import Model, ScanConditions, load_model
-from CTMicroSRLib.superresolve import Options
 from CTMicroSRLib.tiles import Rectangle, merge_cells, tile_of
 from CTMicroSRLib.volume import Volume
 

@@ -22,6 +22,14 @@ if str(Path(__file__).parent) not in sys.path:  # for method_steps, which severa
 settings.register_profile("unit", deadline=None)
 settings.load_profile("unit")
 
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order():
+    """Random numbers of torch that a test draws without a seed don't depend on the tests before it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
 WINDOW = IntensityWindow(-1000.0, 2500.0)
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from CTMicroSRLib.signals import cancel_on_signals
+
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 
 # A second is promised; a test machine may be busy with something else.
@@ -118,12 +120,12 @@ def test_a_second_signal_does_not_disturb_the_tidying(started, tmp_path):
     assert (process.returncode, left_in(tmp_path)) == (CANCELLED, [])
 
 
-REGION = "0:16,0:16,0:10"
+REGION = "0:16,0:16,0:30"
 
 
 def complete(path):
     image = sitk.ReadImage(str(path))
-    return image.GetSize() == (128, 128, 10)
+    return image.GetSize() == (128, 128, 30)
 
 
 def test_killed_at_any_moment_it_leaves_a_complete_result_or_none_and_the_next_run_tidies_up(
@@ -196,6 +198,31 @@ def test_an_uncertainty_does_not_stay_when_its_result_fails_to(
     assert (outcome.status, left_in(tmp_path)) == (CANCELLED, [])
 
 
+@pytest.mark.parametrize("moment", [1, 2])
+def test_a_signal_while_files_get_their_names_waits_until_all_have_them(
+    ctmicrosr, command_model, long_scan, tmp_path, monkeypatch, moment
+):
+    from CTMicroSRLib.files import writers
+
+    flush, calls = writers._flush_folder, []
+
+    def signalled(folder):
+        calls.append(folder)
+        if len(calls) == moment:
+            signal.raise_signal(signal.SIGTERM)
+        flush(folder)
+
+    monkeypatch.setattr(writers, "_flush_folder", signalled)
+    (tmp_path / "out.nrrd").write_text("an older result")
+    common = ("--region", "0:8,0:8,0:1", "--model", command_model, "--psf-fwhm-mm", "1", "--noise-hu", "9")
+    files = (tmp_path / "out.nrrd", "--uncertainty", tmp_path / "sd.nrrd", "--passes", "2", "--overwrite")
+    outcome = ctmicrosr("superres", long_scan, *files, *common)
+    assert outcome.status == CANCELLED
+    assert "out.nrrd was complete" in outcome.stderr
+    assert left_in(tmp_path) == ["out.nrrd", "sd.nrrd"]
+    assert sitk.ReadImage(str(tmp_path / "out.nrrd")).GetSize() == (64, 64, 1)
+
+
 def test_interrupted_while_drawing_it_does_not_deny_the_result(
     ctmicrosr, command_model, long_scan, tmp_path, monkeypatch
 ):
@@ -211,3 +238,22 @@ def test_interrupted_while_drawing_it_does_not_deny_the_result(
     assert outcome.status == CANCELLED
     assert "out.nrrd was complete" in outcome.stderr
     assert left_in(tmp_path) == ["out.nrrd"]
+
+
+def test_a_closed_terminal_ends_the_run_and_leaves_nothing(started, tmp_path):
+    with started("--region", "whole") as process:
+        read_until(process, halfway)
+        process.send_signal(signal.SIGHUP)
+        _, complaint = process.communicate(timeout=60)
+    assert complaint == "ctmicrosr: Cancelled; no output was written.\n"
+    assert (process.returncode, left_in(tmp_path)) == (CANCELLED, [])
+
+
+def test_what_ignores_a_closed_terminal_goes_on_ignoring_it():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cancel_on_signals():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -13,6 +13,8 @@ from PIL import Image
 from scipy import ndimage
 
 from CTMicroSRLib.consistency import (
+    CORRECTION_LIMIT_HU,
+    UNEXPLAINED_REACH_VOXELS,
     BandMatrix,
     ConsistencySettings,
     Interpolator,
@@ -95,7 +97,7 @@ def test_scanning_the_result_again_gives_the_input_within_two_deviations(psf_fwh
     scan = clean + noise(np.random.default_rng(1), SHAPE, psf_fwhm_mm, noise_hu)
     engine = consistency(psf_fwhm_mm=psf_fwhm_mm, noise_hu=noise_hu)
     fine = starts(engine, tensor(scan), truth)[start]
-    remaining = engine.apply(fine, tensor(scan)).numpy()
+    remaining = engine.apply(fine, tensor(scan)).residual_hu.numpy()
     again = scan - scanned(fine.numpy(), psf_fwhm_mm)
     np.testing.assert_allclose(remaining, again, rtol=0, atol=0.25)
     assert np.abs(again).max() <= deviations * noise_hu
@@ -115,7 +117,7 @@ def test_a_bias_of_the_whole_result_does_not_pass_as_noise():
     truth = phantom()
     scan = tensor(scanned(truth, 1.0) + noise(np.random.default_rng(1), SHAPE, 1.0, 15.0))
     fine = tensor(truth + 20.0)
-    remaining = consistency().apply(fine, scan)
+    remaining = consistency().apply(fine, scan).residual_hu
     assert abs(remaining.mean()) <= 3.0
 
 
@@ -123,7 +125,7 @@ def test_a_result_that_agrees_with_its_scan_is_left_bit_for_bit_as_it_is():
     truth = phantom()
     fine = tensor(truth)
     engine = consistency()
-    remaining = engine.apply(fine, tensor(scanned(truth, 1.0)))
+    remaining = engine.apply(fine, tensor(scanned(truth, 1.0))).residual_hu
     assert torch.equal(fine, tensor(truth))
     assert remaining.abs().max() < 0.25
 
@@ -132,7 +134,7 @@ def test_off_changes_nothing_and_says_what_remains():
     truth, engine = phantom(), consistency("off")
     scan = scanned(truth, 1.0) + 100.0
     fine = tensor(truth)
-    remaining = engine.apply(fine, tensor(scan))
+    remaining = engine.apply(fine, tensor(scan)).residual_hu
     assert torch.equal(fine, tensor(truth))
     np.testing.assert_allclose(remaining.numpy(), 100.0, rtol=0, atol=0.25)
 
@@ -143,7 +145,7 @@ def test_in_block_mode_the_rounded_results_block_means_are_the_input(start):
     scan = np.rint(scanned(truth, 1.0) + noise(np.random.default_rng(1), SHAPE, 1.0, 15.0))
     engine = consistency("block")
     fine = starts(engine, tensor(scan), truth)[start]
-    remaining = engine.apply(fine, tensor(scan)).numpy()
+    remaining = engine.apply(fine, tensor(scan)).residual_hu.numpy()
     written = np.rint(fine.numpy()).astype(np.int16)
     means = written.astype(np.float64).reshape(SHAPE[0], SCALE, SHAPE[1], SCALE).mean(axis=(1, 3))
     assert np.abs(means - scan).max() <= 0.5
@@ -189,6 +191,59 @@ def test_a_wrong_voxel_far_away_changes_nothing_here():
     assert torch.equal(one[:, 1200:], other[:, 1200:])
 
 
+def cut_off(scan):
+    """A field of view whose padding begins at a slanted line, as sharp as no scanner's point spread."""
+    j, i = np.indices(scan.shape)
+    return np.where(i + 0.4 * j < 14, -1024.0, scan)
+
+
+def with_metal(scan):
+    scan = scan.copy()
+    scan[20:24, 20:24] = 3071.0
+    return scan
+
+
+@pytest.mark.parametrize("spoilt", [cut_off, with_metal])
+@pytest.mark.parametrize("psf_fwhm_mm", [1.0, 1.4, 2.0])
+def test_an_edge_that_no_slice_explains_is_left_as_it_is_instead_of_answered_with_waves(spoilt, psf_fwhm_mm):
+    clean = scanned(phantom(), psf_fwhm_mm) + noise(np.random.default_rng(1), SHAPE, psf_fwhm_mm, 15.0)
+    scan = spoilt(clean)
+    engine = consistency(psf_fwhm_mm=psf_fwhm_mm)
+    fine = engine.interpolate(tensor(scan))
+    before = fine.clone()
+    remaining = engine.apply(fine, tensor(scan))
+    assert (fine - before).abs().max() <= 1.5 * CORRECTION_LIMIT_HU
+    assert not remaining.explained.all()
+    # what is told as unexplained lies around the edge, and all else is within the noise
+    distance = ndimage.distance_transform_cdt(scan == clean, "chessboard")
+    assert distance[~remaining.explained.numpy()].max() <= 3 * UNEXPLAINED_REACH_VOXELS
+    assert remaining.residual_hu[remaining.explained].abs().max() <= 2.4 * 15.0
+
+
+def test_a_point_spread_taken_for_far_too_wide_does_not_make_waves():
+    scan = scanned(phantom(), 1.0) + noise(np.random.default_rng(1), SHAPE, 1.0, 15.0)
+    engine = consistency(psf_fwhm_mm=4.0)
+    fine = engine.interpolate(tensor(scan))
+    remaining = engine.apply(fine, tensor(scan))
+    assert fine.min() > -2500.0
+    assert fine.max() < 1700.0
+    assert remaining.explained.float().mean() < 1.0
+
+
+def test_an_unexplained_edge_changes_nothing_far_away():
+    shape = (40, 200)
+    one = scanned(phantom(shape), 1.2)
+    other = one.copy()
+    other[:, :10] = 3071.0
+    other[::2, 8:12] = -1024.0
+    engine = consistency(shape=shape, psf_fwhm_mm=1.2, noise_hu=5.0)
+    results = [engine.interpolate(tensor(scan)) for scan in (one, other)]
+    explained = [engine.apply(fine, tensor(scan)).explained for fine, scan in zip(results, (one, other), strict=True)]
+    assert explained[0].all()
+    assert not explained[1].all()
+    assert torch.equal(results[0][:, 1200:], results[1][:, 1200:])
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 30), (3, 2), (33, 65)])
 @pytest.mark.parametrize("mode", ["scan", "block"])
 def test_slices_of_any_size_are_made_consistent(shape, mode):
@@ -196,7 +251,7 @@ def test_slices_of_any_size_are_made_consistent(shape, mode):
     engine = consistency(mode, shape=shape, noise_hu=10.0)
     scan = tensor(np.full(shape, -700.0))
     fine = engine.interpolate(scan) + tensor(ndimage.gaussian_filter(rng.normal(0, 300, [n * 8 for n in shape]), 5.0))
-    remaining = engine.apply(fine, scan)
+    remaining = engine.apply(fine, scan).residual_hu
     again = scanned(fine.numpy(), 1.0) if mode == "scan" else scanned(fine.numpy(), 1e-6)
     assert np.abs(again + 700.0).max() <= (20.25 if mode == "scan" else 0.01)
     assert measure(remaining).voxels == shape[0] * shape[1]

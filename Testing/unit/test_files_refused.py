@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 
+import nibabel
 import numpy as np
 import psutil
 import pytest
@@ -126,6 +127,48 @@ def test_a_metaimage_header_with_a_field_out_of_shape_never_reaches_itk(tmp_path
     kept = [line if other.startswith(name + b" = ") else other for other in lines]
     path.write_bytes(b"\n".join(kept if line in kept else [line, *kept]) + b"\n" + voxels)
     refuse(path, capfd, "damaged|several files")
+
+
+def nifti(path, *, endianness="<", version=1, pixdim=None, sform=None, shape=(50, 40, 12)):
+    """A NIfTI file of 0.7 x 0.8 x 1.5 mm voxels whose header then says something else."""
+    kind = nibabel.Nifti1Image if version == 1 else nibabel.Nifti2Image
+    header = kind.header_class(endianness=endianness)
+    image = kind(chest_kji(shape[::-1]).T, np.diag([0.7, 0.8, 1.5, 1]), header)
+    image.set_data_dtype(np.int16)
+    image.header["vox_offset"] = len(image.header.binaryblock) + 4
+    if sform is not None:
+        image.set_sform(np.diag([*sform, 1]), code=1, update_affine=False)
+    if pixdim is not None:
+        image.header["pixdim"][1 : 1 + len(pixdim)] = pixdim
+    content = bytearray(image.header.binaryblock) + bytes(4)
+    content += chest_kji(shape[::-1]).astype(f"{endianness}i2").tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+NIFTI_KINDS = [("s.nii", "<", 1), ("s.nii", ">", 1), ("s.nii.gz", "<", 1), ("s.nii.gz", ">", 2), ("s.nii", "<", 2)]
+
+
+@pytest.mark.parametrize(("name", "endianness", "version"), NIFTI_KINDS)
+@pytest.mark.parametrize("pixdim", [(0.0, 0.8, 1.5), (0.7, np.nan, 1.5), (0.7, 0.8, np.inf)])
+def test_a_nifti_that_does_not_say_its_spacing_is_refused(tmp_path, capfd, name, endianness, version, pixdim):
+    path = nifti(tmp_path / name, endianness=endianness, version=version, pixdim=pixdim)
+    refuse(path, capfd, r"how large its voxels are \(pixdim .*put their spacing into its header")
+
+
+@pytest.mark.parametrize(("name", "endianness", "version"), NIFTI_KINDS)
+def test_a_nifti_whose_affine_says_another_spacing_is_refused(tmp_path, capfd, name, endianness, version):
+    wrong = nifti(tmp_path / name, endianness=endianness, version=version, sform=(0.7, 0.8, 3.0))
+    refuse(wrong, capfd, "0.7 x 0.8 x 1.5 in pixdim and 0.7 x 0.8 x 3 in sform")
+    for z in (1.5, 1.501) if version == 1 else ():  # ITK reads no NIfTI-2 yet
+        volume = read_volume(nifti(tmp_path / name, endianness=endianness, version=version, sform=(-0.7, -0.8, z)))
+        np.testing.assert_allclose(volume.geometry.spacing_mm, (0.7, 0.8, 1.5), rtol=1e-6)
+
+
+def test_a_nifti_of_one_slice_needs_no_distance_of_slices(tmp_path):
+    for shape in ((50, 40), (50, 40, 1)):
+        volume = read_volume(nifti(tmp_path / "s.nii", shape=shape, pixdim=(0.7, 0.8, 0.0), sform=(0.7, 0.8, 1.0)))
+        np.testing.assert_allclose(volume.geometry.spacing_mm[:2], (0.7, 0.8), rtol=1e-6)
 
 
 def test_colour_is_refused(tmp_path, capfd):

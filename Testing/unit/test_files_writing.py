@@ -377,3 +377,40 @@ def test_a_stale_part_of_this_very_process_id_is_written_over(tmp_path):
     (tmp_path / f".v.nrrd.{os.getpid()}.part").write_bytes(b"x" * 100_000)
     write_volume(Volume(voxels_kji(), GEOMETRY), tmp_path / "v.nrrd")
     np.testing.assert_array_equal(read_any_volume(tmp_path / "v.nrrd").array_kji, voxels_kji())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
+@pytest.mark.parametrize("name", ["target.nrrd", "object"])
+def test_of_a_link_the_file_that_it_points_to_is_written(tmp_path, name):
+    (tmp_path / "store").mkdir()
+    link, target = tmp_path / "link.nrrd", tmp_path / "store" / name
+    link.symlink_to(target)
+    write_volume(Volume(voxels_kji(), GEOMETRY), link)
+    assert link.is_symlink()
+    assert [path.name for path in target.parent.iterdir()] == [name]
+    np.testing.assert_array_equal(read_any_volume(link).array_kji, voxels_kji())
+    with pytest.raises(UsageError, match="exists already"):
+        write_volume(Volume(voxels_kji(), GEOMETRY), link)
+    write_volume(Volume(voxels_kji() + 1, GEOMETRY), link, overwrite=True)
+    assert link.is_symlink()
+    np.testing.assert_array_equal(read_any_volume(link).array_kji, voxels_kji() + 1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
+def test_the_disk_behind_a_link_is_the_one_that_must_have_room(tmp_path, monkeypatch):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "link.nrrd").symlink_to(tmp_path / "store" / "target.nrrd")
+    free = {tmp_path: 10**9, tmp_path / "store": 1000}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, free[path]))
+    with pytest.raises(ResourceError, match=r"target\.nrrd needs"):
+        check_writable(tmp_path / "link.nrrd", 2000, overwrite=False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
+def test_a_link_that_leads_nowhere_is_wrong_use(tmp_path):
+    (tmp_path / "loop.nrrd").symlink_to(tmp_path / "loop.nrrd")
+    (tmp_path / "lost.nrrd").symlink_to(tmp_path / "none" / "v.nrrd")
+    for name, match in (("loop.nrrd", "leads nowhere"), ("lost.nrrd", "no folder")):
+        with pytest.raises(UsageError, match=match):
+            write_volume(Volume(voxels_kji(), GEOMETRY), tmp_path / name, overwrite=True)
+        assert (tmp_path / name).is_symlink()

@@ -15,7 +15,7 @@ from CTMicroSRLib.errors import ModelError
 from CTMicroSRLib.intensity import IntensityWindow
 from CTMicroSRLib.postprocessing import match_histogram, match_histograms_by_cell, median_filter
 
-KNOWN = {"psf_fwhm_mm": 1.2, "noise_hu": 12.0, "precision": "fp32"}
+KNOWN = {"psf_fwhm_mm": 1.2, "noise_hu": 12.0, "device": "cpu", "precision": "fp32"}
 P3 = Postprocess(histogram_cells=True, median_voxels=3)
 
 

@@ -20,7 +20,7 @@ from CTMicroSRLib.session import ScanConditions, load_model
 from CTMicroSRLib.simulation.cases import CaseSettings, make_case
 from CTMicroSRLib.tiles import fade_weights
 
-KNOWN = {"psf_fwhm_mm": 1.2, "noise_hu": 12.0, "precision": "fp32"}
+KNOWN = {"psf_fwhm_mm": 1.2, "noise_hu": 12.0, "device": "cpu", "precision": "fp32"}
 
 
 def resolved(scan, model, **options):

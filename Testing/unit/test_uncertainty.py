@@ -173,7 +173,7 @@ def scan(make_scan):
 
 
 def resolved(scan, folder, **options):
-    known = {"region": "whole", "psf_fwhm_mm": 1.2, "noise_hu": 12.0, "precision": "fp32", "passes": 4}
+    known = {"region": "whole", "psf_fwhm_mm": 1.2, "noise_hu": 12.0, "device": "cpu", "precision": "fp32", "passes": 4}
     return super_resolve(scan, model=str(folder), **{**known, **options})
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from command_scans import outer_corners_mm, read_json
-from written_files import GIVEN
+from command_scans import lung_piece, outer_corners_mm, read_json
+from written_files import GIVEN, write_scan
 
 
 def test_info_says_what_it_is_and_what_it_would_cost_and_writes_nothing(ctmicrosr, command_model, scan, tmp_path):
@@ -24,9 +24,23 @@ def test_info_says_what_it_is_and_what_it_would_cost_and_writes_nothing(ctmicros
     assert facts["output_size_ijk"] == [64, 32, 3]
     assert facts["spacing_mm"] == pytest.approx([0.7, 0.8, 1.5])
     assert facts["output_gb"] == pytest.approx(64 * 32 * 3 * 2 / 1e9, abs=1e-3)
+    assert facts["disk_gb"] == facts["output_gb"]
     assert facts["seconds"] >= 0
     assert facts["memory_gb"] > 0
     assert sorted(f.name for f in tmp_path.iterdir()) == ["scan.nrrd"]
+
+
+def test_info_counts_the_disk_that_an_uncertainty_takes_and_says_whose_seconds_it_tells(
+    ctmicrosr, command_model, tmp_path
+):
+    lungs = write_scan(tmp_path / "larger.nrrd", lung_piece((4, 150, 200)))
+    arguments = ("info", lungs, "--region", "whole", "--model", command_model, "--passes", "2")
+    facts = json.loads(ctmicrosr(*arguments, "--json").stdout)
+    volume_gb = 2 * 64 * 4 * 150 * 200 / 1e9
+    assert (facts["output_gb"], facts["disk_gb"]) == (round(volume_gb, 3), round(2 * volume_gb, 3))
+    shown = ctmicrosr(*arguments).stdout
+    assert f"disk gb in all: {facts['disk_gb']}" in shown
+    assert "network seconds: " in shown
 
 
 def test_info_times_the_passes_of_an_uncertainty(command_model):

@@ -163,3 +163,15 @@ def test_a_run_that_needs_more_memory_than_there_is_ends_in_one_line(refuses_sca
 
     monkeypatch.setattr(Model, "run", run_out)
     refuses_scan(scan, "Not enough memory", RESOURCE, "--precision", "fp32")
+
+
+def test_a_model_named_as_one_that_came_with_the_software_is_refused_with_what_can_be_done(
+    refused, command_model, tmp_path, monkeypatch
+):
+    from CTMicroSRLib import models
+
+    shutil.copytree(command_model, tmp_path / "shipped" / "small")
+    monkeypatch.setattr(models, "shipped_models_folders", lambda: [tmp_path / "shipped"])
+    refused(
+        MODEL, "small is already installed and came with CTMicroSR; .*--name NAME", "models", "import", command_model
+    )

@@ -43,7 +43,13 @@ def test_a_bad_value_is_refused(refused, own, tmp_path, setting):
     refused(USAGE, named, "--output", tmp_path / "run", *own, *small, "--set", setting)
 
 
-@pytest.mark.parametrize("options", [("--steps", 0), ("--batch", 0), ("--patch", 4), ("--scale", 5), ("--stop-at", -1)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(("--steps", 0), ("--batch", 0), ("--patch", 4), ("--scale", 5), ("--stop-at", -1)),
+        *(("--threads", 0), ("--threads", -3)),
+    ],
+)
 def test_a_number_out_of_range_is_refused(refused, own, tmp_path, options):
     refused(USAGE, str(options[1]) if options[1] else "1", "--output", tmp_path / "run", *own, *SMALL, *options)
 

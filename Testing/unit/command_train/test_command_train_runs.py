@@ -164,3 +164,16 @@ def test_a_run_starts_from_the_weights_of_another(ctmicrosr, trained, patches, t
     command = read_card(tmp_path / "run" / "model").command
     assert "--initial weights.safetensors" in command
     assert str(trained) not in command
+
+
+@pytest.mark.parametrize(
+    ("more", "left"), [((), "run/model"), (("--stop-at", 2), "run"), (("--stop-at", 0), "cut/patches")]
+)
+def test_progress_as_json_ends_with_an_event_that_names_the_folder(ctmicrosr, patches, tmp_path, more, left):
+    shutil.copytree(patches, tmp_path / "cut" / "patches")
+    arguments = ("--output", tmp_path / "run", "--patches", tmp_path / "cut" / "patches", *SMALL, *more)
+    outcome = ctmicrosr("train", METHOD, *arguments, "--progress", "json")
+    assert outcome.status == 0, outcome
+    events = [json.loads(line) for line in outcome.stdout.splitlines()]
+    assert events[-1] == {"event": "done", "files": [str(tmp_path / left)]}
+    assert all(event["event"] == "progress" for event in events[:-1])
