@@ -188,20 +188,21 @@ def _in_nifti(path: Path) -> StoredVoxels:
         datatype, bits = struct.unpack(f"{order}2h", header[70:74])
         (offset,) = struct.unpack(f"{order}f", header[108:112])
         spacing = struct.unpack(f"{order}8f", header[76:108])[1:4]
-        (sform_code,) = struct.unpack(f"{order}h", header[254:256])
+        qform_code, sform_code = struct.unpack(f"{order}2h", header[252:256])
         sform = struct.unpack(f"{order}12f", header[280:328])
     else:
         count, *sizes = struct.unpack(f"{order}8q", header[16:80])
         datatype, bits = struct.unpack(f"{order}2h", header[12:16])
         (offset,) = struct.unpack(f"{order}q", header[168:176])
         spacing = struct.unpack(f"{order}8d", header[104:168])[1:4]
-        (sform_code,) = struct.unpack(f"{order}i", header[348:352])
+        qform_code, sform_code = struct.unpack(f"{order}2i", header[344:352])
         sform = struct.unpack(f"{order}12d", header[400:496])
     if not 1 <= count <= 7 or min(sizes[:count]) < 1 or bits < 1 or datatype not in NIFTI_DATATYPES:
         raise ValueError
     # An axis of one voxel has no spacing to speak of.
     axes = [axis for axis in range(min(count, 3)) if sizes[axis] > 1]
-    _check_nifti_spacing(path, axes, spacing, sform if sform_code > 0 else None)
+    # Beside a qform, which pixdim belongs to, the sform may lead to another space, such as a template's.
+    _check_nifti_spacing(path, axes, spacing, sform if sform_code > 0 and qform_code <= 0 else None)
     length = math.prod(sizes[:count]) * bits // 8
     if packed:
         return StoredVoxels(path, 0, int(offset) + length, "gzip")

@@ -129,7 +129,7 @@ def test_a_metaimage_header_with_a_field_out_of_shape_never_reaches_itk(tmp_path
     refuse(path, capfd, "damaged|several files")
 
 
-def nifti(path, *, endianness="<", version=1, pixdim=None, sform=None, shape=(50, 40, 12)):
+def nifti(path, *, endianness="<", version=1, pixdim=None, sform=None, qform=None, shape=(50, 40, 12)):
     """A NIfTI file of 0.7 x 0.8 x 1.5 mm voxels whose header then says something else."""
     kind = nibabel.Nifti1Image if version == 1 else nibabel.Nifti2Image
     header = kind.header_class(endianness=endianness)
@@ -138,6 +138,8 @@ def nifti(path, *, endianness="<", version=1, pixdim=None, sform=None, shape=(50
     image.header["vox_offset"] = len(image.header.binaryblock) + 4
     if sform is not None:
         image.set_sform(np.diag([*sform, 1]), code=1, update_affine=False)
+    if qform is not None:
+        image.set_qform(np.diag([*qform, 1]), code=1, update_affine=False)
     if pixdim is not None:
         image.header["pixdim"][1 : 1 + len(pixdim)] = pixdim
     content = bytearray(image.header.binaryblock) + bytes(4)
@@ -163,6 +165,13 @@ def test_a_nifti_whose_affine_says_another_spacing_is_refused(tmp_path, capfd, n
     for z in (1.5, 1.501) if version == 1 else ():  # ITK reads no NIfTI-2 yet
         volume = read_volume(nifti(tmp_path / name, endianness=endianness, version=version, sform=(-0.7, -0.8, z)))
         np.testing.assert_allclose(volume.geometry.spacing_mm, (0.7, 0.8, 1.5), rtol=1e-6)
+
+
+def test_a_nifti_in_the_scanners_place_may_also_lead_to_a_template(tmp_path):
+    """The qform, which pixdim belongs to, says where the voxels are; the sform is of another space."""
+    size_mm = (0.7, 0.8, 1.5)
+    volume = read_volume(nifti(tmp_path / "s.nii", qform=size_mm, sform=(0.77, 0.88, 1.65)))
+    np.testing.assert_allclose(volume.geometry.spacing_mm, size_mm, rtol=1e-6)
 
 
 def test_a_nifti_of_one_slice_needs_no_distance_of_slices(tmp_path):
