@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from CTMicroSRLib.card import ModelCard
 from CTMicroSRLib.devices import choose_device, has_fast_bf16, settle_vector_math
@@ -147,6 +149,25 @@ def load_model(name_or_folder: str | Path = DEFAULT_MODEL, *, device: str = "aut
     return Model(found.card, network, choose_device(device), precision)
 
 
+class _WithoutInitialValues(TorchFunctionMode):
+    """Networks built inside keep their weights as they come: without memory there is nothing to fill.
+
+    On the meta device a normal distribution would bring torch's compiler with it, two seconds of imports.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - whatever the function returns
+        given = kwargs or {}
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
 def _check_shapes(card: ModelCard, path: Path) -> None:
     """Compare the weights' shapes with the card's architecture before any memory is taken for either.
 
@@ -155,7 +176,7 @@ def _check_shapes(card: ModelCard, path: Path) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInitialValues():
         skeleton = build_network(card.architecture, card.parameters)
     wanted = {key: list(value.shape) for key, value in skeleton.state_dict().items()}
     try:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -103,3 +107,16 @@ def test_twenty_passes_cost_the_work_of_at_most_eight(name, monkeypatch):
         network.suffix(state, WHOLE, None)
     assert min(work.values()) > 0
     assert (work["once"] + 21 * work["each pass"]) / sum(work.values()) <= 8.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loading_it_does_not_wait_for_torchs_compiler_nor_leave_a_folder_for_it(name, repository, tmp_path):
+    """The compiler takes seconds to import, and makes a folder among the temporary files."""
+    code = (
+        "import sys; from CTMicroSRLib import load_model; "
+        f"load_model({name!r}); sys.exit('the compiler came too' if 'torch._dynamo' in sys.modules else 0)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "TEMP": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
