@@ -50,7 +50,7 @@ def draw_result(
     uncertainty_path: Path | None,
     truth: Volume | None = None,
 ) -> None:
-    """Draw two views of a result: the middle slice's region, and the part of it that has most structure.
+    """Draw two views of a result: the region in the slice that shows most lung, and its part with most structure.
 
     Only the slices that are drawn are read from the files.
 
