@@ -94,10 +94,10 @@ if devices == 1:
     outcome("cancelled", progress=StopsHere())
     outcome("cancelled-again", run="cancelled")
     outcome("odd", replace(SETTINGS, batch=3), batches=tiny_batches(6))
-    from CTMicroSRLib.training import trainer
+    from CTMicroSRLib.training import training_run
 
-    write = trainer.write_checkpoint
-    trainer.write_checkpoint = full_disk
+    write = training_run.write_checkpoint
+    training_run.write_checkpoint = full_disk
     outcome("full")
 """
 
