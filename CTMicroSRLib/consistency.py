@@ -241,9 +241,18 @@ def _correction_limit_hu(residual: Tensor) -> Tensor:
 
 
 def _nearby(image: Tensor) -> Tensor:
-    """The largest value within UNEXPLAINED_REACH_VOXELS."""
-    size = 2 * UNEXPLAINED_REACH_VOXELS + 1
-    return functional.max_pool2d(image[None, None], size, stride=1, padding=size // 2)[0, 0]
+    """The largest value within UNEXPLAINED_REACH_VOXELS along rows and columns; values are 0 or more."""
+    reach = UNEXPLAINED_REACH_VOXELS
+    found = functional.pad(image, (reach,) * 4)
+    # Windows of 1, 2, 4, ... voxels, each the larger of two before it: pooling takes ten times as long.
+    for axis in (0, 1):
+        width = 1
+        while width < 2 * reach + 1:
+            step = min(width, 2 * reach + 1 - width)
+            size = found.shape[axis] - step
+            found = torch.maximum(found.narrow(axis, 0, size), found.narrow(axis, step, size))
+            width += step
+    return found
 
 
 def measure(residual: Tensor) -> Residual:

@@ -19,6 +19,7 @@ from CTMicroSRLib.consistency import (
     ConsistencySettings,
     Interpolator,
     ScannerConsistency,
+    _nearby,
     add_blocks,
     interpolation_matrix,
     measure,
@@ -385,3 +386,11 @@ def test_blocks_get_their_coarse_value():
     fine = torch.zeros(4, 6)
     add_blocks(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), fine, 2)
     assert fine.tolist() == [[1, 1, 2, 2, 3, 3]] * 2 + [[4, 4, 5, 5, 6, 6]] * 2
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 20), (30, 41)])
+def test_the_largest_value_nearby_is_that_of_a_filter(shape):
+    image = np.random.default_rng(0).exponential(1.0, shape).astype(np.float32)
+    size = 2 * UNEXPLAINED_REACH_VOXELS + 1
+    expected = ndimage.maximum_filter(image, size, mode="constant")
+    assert np.array_equal(_nearby(tensor(image)).numpy(), expected)
