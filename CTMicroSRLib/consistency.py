@@ -37,7 +37,8 @@ SMOOTH_DEVIATIONS = 0.2
 
 SMOOTH_VOXELS = 9
 CORRECTION_LIMIT_HU = 1000.0
-"""Corrections in lungs reach 540 HU on the real scans and 700 HU in simulation; those without an end, thousands."""
+"""More than lungs need (tests of the real scans hold that nothing is left out there), little beside what the iteration
+comes to at edges that no slice explains."""
 
 CORRECTION_PER_RESIDUAL = 2.0
 """A result that is wrong by more than that limit may be corrected by so many times its largest residual nearby."""
@@ -82,7 +83,7 @@ class _State(NamedTuple):
 
     def beyond(self, before: _State, share: float) -> _State:
         """As far beyond this state as a share of the way from the one before."""
-        return _State(*(now + share * (now - then) for now, then in zip(self, before, strict=True)))
+        return _State(*(here + share * (here - there) for here, there in zip(self, before, strict=True)))
 
 
 class BandMatrix:
@@ -207,9 +208,9 @@ class ScannerConsistency:
             if not bool(excess.any()):
                 return ahead, explained
             following = self._moved(ahead, excess)
-            beyond = following.correction.abs() > limit_hu
-            if self.settings.mode == "scan" and bool(beyond.any()):
-                explained = ~_nearby(beyond.to(residual.dtype)).bool() & (True if explained is None else explained)
+            too_large = following.correction.abs() > limit_hu
+            if self.settings.mode == "scan" and bool(too_large.any()):
+                explained = ~_nearby(too_large.to(residual.dtype)).bool() & (True if explained is None else explained)
                 state, following = (self._moved(s, s.correction * explained - s.correction) for s in (state, following))
             next_momentum = (1.0 + math.sqrt(1.0 + 4.0 * momentum**2)) / 2.0
             ahead = following.beyond(state, (momentum - 1.0) / next_momentum)

@@ -175,7 +175,8 @@ def _inside(mask: Mask, geometry: Geometry) -> Bool:
     """The voxels of a mask that are not zero.
 
     Raises:
-        UsageError: it is no mask, its voxels are neither booleans nor integers, or its shape is not the scan's.
+        UsageError: it is no mask, its voxels are neither booleans nor integers, or its shape or grid is not the
+            scan's.
     """
     if isinstance(mask, Volume) and (difference := grid_difference(mask.geometry, geometry)):
         raise UsageError(f"The mask is not on the scan's grid (its {difference}); resample it onto the scan first.")
