@@ -32,6 +32,12 @@ MODES: tuple[Mode, ...] = ("scan", "block", "off")
 NOISE_DEVIATIONS = 2.0
 """Residuals within this many standard deviations of the noise are left: they are the noise."""
 
+CORRECTED_DEVIATIONS = 1.96
+"""Those beyond are brought to within so many: the last steps towards the limit itself would be the most."""
+
+BEYOND_DEVIATIONS = 2.2
+"""Residuals of a finished slice beyond so many are counted: the iteration ended before it came to them."""
+
 SMOOTH_DEVIATIONS = 0.2
 """The mean residual over a square of SMOOTH_VOXELS may be this many deviations: noise averages out, a bias does not."""
 
@@ -46,7 +52,7 @@ CORRECTION_PER_RESIDUAL = 2.0
 UNEXPLAINED_REACH_VOXELS = 4
 """So far around a place that no slice explains nothing is corrected: as far as the widest point spread reaches."""
 
-MAXIMUM_ITERATIONS = 20
+MAXIMUM_ITERATIONS = 40
 BLOCK_ITERATIONS = 3
 CHUNK_COARSE_VOXELS = 32
 
@@ -61,11 +67,12 @@ class ConsistencySettings:
 
 
 class Residual(NamedTuple):
-    """Sum of squares, largest absolute value and number of residuals x - A s, in HU."""
+    """Sum of squares, largest absolute value and number of residuals x - A s, in HU, and how many exceed the noise."""
 
     squares_hu2: float
     largest_hu: float
     voxels: int
+    beyond_noise: int
 
 
 class Remaining(NamedTuple):
@@ -75,15 +82,12 @@ class Remaining(NamedTuple):
     explained: Tensor
 
 
-class _State(NamedTuple):
-    """A coarse correction c and what remains of the residual with it, residual - A B c."""
+class _BackProjection(NamedTuple):
+    """A coarse correction c, what remains of the residual with it, and where it was corrected (None: everywhere)."""
 
     correction: Tensor
     remaining: Tensor
-
-    def beyond(self, before: _State, share: float) -> _State:
-        """As far beyond this state as a share of the way from the one before."""
-        return _State(*(here + share * (here - there) for here, there in zip(self, before, strict=True)))
+    explained: Tensor | None
 
 
 class BandMatrix:
@@ -179,46 +183,50 @@ class ScannerConsistency:
         everywhere = torch.ones_like(residual, dtype=torch.bool)
         if self.settings.mode == "off":
             return Remaining(residual, everywhere)
-        state, explained = self._back_projection(residual)
-        self.interpolate.add(state.correction, fine)
+        found = self._back_projection(residual)
+        self.interpolate.add(found.correction, fine)
         if self.settings.mode == "scan":
-            return Remaining(state.remaining, everywhere if explained is None else explained)
-        add_blocks(state.remaining, fine, self.scale)
+            return Remaining(found.remaining, everywhere if found.explained is None else found.explained)
+        add_blocks(found.remaining, fine, self.scale)
         return Remaining(coarse - self.scan(fine), everywhere)
 
-    def _back_projection(self, residual: Tensor) -> tuple[_State, Tensor | None]:
-        """Coarse correction c with residual - A B c within the tolerance, and where it is corrected (None: everywhere).
+    def _back_projection(self, residual: Tensor) -> _BackProjection:
+        """Coarse correction c with residual - A B c within the noise.
 
         First a bias over an area goes, then what exceeds the tolerance at single voxels, step by step with
-        Nesterov's momentum (FISTA, Beck & Teboulle 2009). It ends when nothing does, or after a fixed number
-        of steps, so that a voxel's correction depends on its surroundings alone.
+        Nesterov's momentum (FISTA, Beck & Teboulle 2009). Momentum goes on only where something does, so that
+        another step changes nothing where nothing does: a voxel's correction depends on its surroundings alone,
+        however many steps the rest of the slice takes.
         """
-        state = _State(torch.zeros_like(residual), residual)
-        if self.settings.mode == "scan":
-            # Twice, since the limit on single residuals hides part of a large bias the first time.
-            for _ in range(2):
-                state = self._moved(state, self._bias(state.remaining))
-        tolerance_hu = NOISE_DEVIATIONS * self.settings.noise_hu if self.settings.mode == "scan" else 0.0
-        limit_hu, ahead, explained = _correction_limit_hu(residual), state, None
-        momentum = 1.0
-        for _ in range(MAXIMUM_ITERATIONS if self.settings.mode == "scan" else BLOCK_ITERATIONS):
-            excess = ahead.remaining - ahead.remaining.clamp(-tolerance_hu, tolerance_hu)
+        scan_mode = self.settings.mode == "scan"
+        before = self._bias_correction(residual) if scan_mode else torch.zeros_like(residual)
+        noise_hu = self.settings.noise_hu if scan_mode else 0.0
+        left_hu, corrected_hu = NOISE_DEVIATIONS * noise_hu, CORRECTED_DEVIATIONS * noise_hu
+        limit_hu = _correction_limit_hu(residual)
+        ahead, momentum, explained = before, 1.0, None
+        for _ in range(MAXIMUM_ITERATIONS if scan_mode else BLOCK_ITERATIONS):
+            remaining = residual - self._round_trip(ahead)
+            excess = functional.softshrink(remaining, corrected_hu) * (remaining.abs() > left_hu)
             if explained is not None:
                 excess *= explained
-            if not bool(excess.any()):
-                return ahead, explained
-            following = self._moved(ahead, excess)
-            too_large = following.correction.abs() > limit_hu
-            if self.settings.mode == "scan" and bool(too_large.any()):
+            if not int(excess.count_nonzero()):
+                return _BackProjection(ahead, remaining, explained)
+            following = ahead + excess
+            too_large = following.abs() > limit_hu
+            if scan_mode and bool(too_large.any()):
                 explained = ~_nearby(too_large.to(residual.dtype)).bool() & (True if explained is None else explained)
-                state, following = (self._moved(s, s.correction * explained - s.correction) for s in (state, following))
+                before, following = before * explained, following * explained
             next_momentum = (1.0 + math.sqrt(1.0 + 4.0 * momentum**2)) / 2.0
-            ahead = following.beyond(state, (momentum - 1.0) / next_momentum)
-            state, momentum = following, next_momentum
-        return state, explained
+            beyond = torch.lerp(before, following, 1.0 + (momentum - 1.0) / next_momentum)
+            ahead = torch.where(excess != 0.0, beyond, following)
+            before, momentum = following, next_momentum
+        return _BackProjection(before, residual - self._round_trip(before), explained)
 
-    def _moved(self, state: _State, step: Tensor) -> _State:
-        return _State(state.correction + step, state.remaining - self._round_trip(step))
+    def _bias_correction(self, residual: Tensor) -> Tensor:
+        """A coarse correction of what the noise does not explain of the local mean."""
+        correction = self._bias(residual)
+        # Twice, since the limit on single residuals hides part of a large bias the first time.
+        return correction + self._bias(residual - self._round_trip(correction))
 
     def _round_trip(self, coarse: Tensor) -> Tensor:
         """A B c: what the scanner would show of an interpolated coarse slice."""
@@ -256,11 +264,14 @@ def _nearby(image: Tensor) -> Tensor:
     return found
 
 
-def measure(residual: Tensor) -> Residual:
+def measure(residual: Tensor, noise_hu: float) -> Residual:
     """Summary of a residual, which may be empty."""
     if not residual.numel():
-        return Residual(0.0, 0.0, 0)
-    return Residual(float(residual.double().square().sum()), float(residual.abs().max()), int(residual.numel()))
+        return Residual(0.0, 0.0, 0, 0)
+    # On the processor, since not every device has float64.
+    sizes = residual.abs().cpu()
+    beyond_noise = int((sizes > BEYOND_DEVIATIONS * noise_hu).sum())
+    return Residual(float(sizes.double().square().sum()), float(sizes.max()), sizes.numel(), beyond_noise)
 
 
 def add_blocks(coarse: Tensor, fine: Tensor, scale: int) -> None:

@@ -68,6 +68,7 @@ def seconds_per_voxel(model: Model, passes: int | None = None) -> float:
     """
     import torch
 
+    from CTMicroSRLib.devices import synchronize
     from CTMicroSRLib.networks.generator import WHOLE
     from CTMicroSRLib.session import ScanConditions
 
@@ -77,8 +78,9 @@ def seconds_per_voxel(model: Model, passes: int | None = None) -> float:
     for _ in range(3):
         start = time.perf_counter()
         if passes is None:
-            model.run(tile, WHOLE, conditions).cpu()
+            model.run(tile, WHOLE, conditions)
         else:
             model.run_passes(tile, WHOLE, conditions, passes=passes, seed=0)
+        synchronize(model.device)
         seconds.append(time.perf_counter() - start)
     return min(seconds[1:]) / PROBE_VOXELS**2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 
@@ -18,7 +20,7 @@ PRECISIONS: tuple[PrecisionName, ...] = ("auto", "fp32", "bf16")
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; ``auto`` takes CUDA, then MPS, then the CPU.
+    """The device of a name; ``auto`` takes CUDA, then the CPU. MPS has to be asked for: nobody has tried it yet.
 
     Raises:
         UsageError: an unknown name.
@@ -30,7 +32,7 @@ def choose_device(name: str) -> torch.device:
         "cpu": True,
     }
     if name == "auto":
-        return torch.device(next(device for device, there in available.items() if there))
+        return torch.device("cuda" if available["cuda"] else "cpu")
     if name not in available:
         raise UsageError(f"The device {name!r} is unknown; choose one of {', '.join(DEVICES)}.")
     if not available[name]:
@@ -43,8 +45,66 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        # not public, and not in every release
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, check, bool)() for check in checks)
     return False
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Products and convolutions inside are float32 in full, whatever the program around has chosen (TF32, bf16).
+
+    Its choices are there again afterwards. torch has an older and a newer way to choose, and refuses to work where
+    the two contradict each other, so both are set, the older one first since it changes what the newer one says.
+    """
+    products, convolutions, newer = _product_precision(), _convolution_tf32(), _newer_precisions()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        for place, _ in newer:
+            place.fp32_precision = "ieee"
+        yield
+    finally:
+        if products is not None:
+            torch.set_float32_matmul_precision(products)
+        if convolutions is not None:
+            torch.backends.cudnn.allow_tf32 = convolutions
+        for place, precision in newer:
+            place.fp32_precision = precision
+
+
+def _product_precision() -> str | None:
+    """The older way's choice; None where only the newer one was used."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
+def _convolution_tf32() -> bool | None:
+    """The older way's choice; None where only the newer one was used."""
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:
+        return None
+
+
+def _newer_precisions() -> list[tuple[Any, str]]:
+    """Where newer releases of torch keep precisions, and which."""
+    backends: Any = torch.backends
+    owners = [(backends.cudnn, "conv"), (backends.cudnn, "rnn"), (backends.cuda, "matmul")]
+    owners += [(backends.mkldnn, "conv"), (backends.mkldnn, "matmul")]
+    places: list[Any] = [getattr(owner, name, None) for owner, name in owners]
+    return [(place, place.fp32_precision) for place in places if hasattr(place, "fp32_precision")]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was told, so that a clock tells its time."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def settle_vector_math() -> None:

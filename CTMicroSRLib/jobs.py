@@ -1,4 +1,4 @@
-"""One scan in a file in, its super-resolution in files out: what the command, the panel and a batch run."""
+"""One scan in a file in, its super-resolution in files out: what the command and the panel run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from CTMicroSRLib.errors import CancelledError, ResourceError, UsageError
-from CTMicroSRLib.files import VolumeWriter, check_writable, read_mask, read_volume
+from CTMicroSRLib.files import KeptAsideError, VolumeWriter, check_room, check_writable, read_mask, read_volume
 from CTMicroSRLib.options import Options
 from CTMicroSRLib.progress import Progress
 from CTMicroSRLib.report import Report, peak_memory_mb, write_report
@@ -60,10 +60,8 @@ def run_job(job: Job, progress: Progress) -> Report:
     progress.update("reading", 1, 1)
     prepared = prepare(volume, job.options, mask, progress)
     geometry = prepared.plan.output_geometry
-    size_bytes = 2 * int(np.prod(geometry.size_ijk, dtype=np.int64))
     volumes = [path for path in (job.output, job.uncertainty) if path is not None]
-    for path in volumes:
-        check_writable(path, size_bytes * len(volumes), overwrite=job.overwrite)
+    check_room(volumes, geometry, np.int16, overwrite=job.overwrite)
     with ExitStack() as stack:
         header = result_metadata(prepared)
         writers = [
@@ -77,6 +75,10 @@ def run_job(job: Job, progress: Progress) -> Report:
             with held_signals():
                 _commit(writers)
                 committed = True
+                # those that lie there tell of the result that has just been replaced
+                for extra in (job.report, job.figure):
+                    if extra is not None:
+                        extra.unlink(missing_ok=True)
             _complete(report, job, prepared)
             if job.figure is not None:
                 _draw(job, volume, prepared)
@@ -93,16 +95,27 @@ def run_job(job: Job, progress: Progress) -> Report:
 
 
 def _commit(writers: Sequence[VolumeWriter]) -> None:
-    """Commit the volumes, the result last; where that fails, an uncertainty does not stay without its result."""
+    """Commit the volumes, the result last; where that fails, an uncertainty does not stay without its result.
+
+    One that can't replace the file of its name lies beside it; the others take their names all the same.
+    """
+    for writer in writers:
+        writer.finish()
     committed: list[Path] = []
+    kept_aside: KeptAsideError | None = None
     try:
         for writer in reversed(writers):
-            writer.commit()
-            committed.append(writer.path)
+            try:
+                writer.commit()
+                committed.append(writer.path)
+            except KeptAsideError as error:
+                kept_aside = kept_aside or error
     except BaseException:
         for path in committed:
             path.unlink(missing_ok=True)
         raise
+    if kept_aside is not None:
+        raise kept_aside
 
 
 def check_outputs(job: Job) -> None:

@@ -19,15 +19,12 @@ from CTMicroSRLib.tiles import (
     merge_cells,
     needed_cells,
 )
-from CTMicroSRLib.volume import Geometry, Region
+from CTMicroSRLib.volume import Geometry, Region, check_pixels_are_clinical
 
 CONTEXT_VOXELS = CELL_VOXELS
 """Voxels around the region that are computed too, so that consistency at its edge is that of the whole."""
 
 LARGEST_TILE_VOXELS = 256
-
-MINIMUM_SPACING_MM = 0.2
-"""Finer input than this is already at the scale of the result."""
 
 Bool = NDArray[np.bool_]
 Float32 = NDArray[np.float32]
@@ -105,11 +102,7 @@ def make_plan(
         UsageError: the region is not inside the scan, or the tile not a positive multiple of 32.
         RefusedInputError: the mask is empty, or the input is already finer than 0.2 mm.
     """
-    if min(geometry.spacing_mm[:2]) < MINIMUM_SPACING_MM:
-        raise RefusedInputError(
-            f"The scan's pixels are {min(geometry.spacing_mm[:2]):.3f} mm, already finer than {MINIMUM_SPACING_MM} mm; "
-            "give the clinical scan itself."
-        )
+    check_pixels_are_clinical(geometry)
     check_tile(tile)
     if mask_kji is not None and not mask_kji.any():
         raise RefusedInputError("The mask is empty; give a mask that marks the lungs, or choose --region whole.")

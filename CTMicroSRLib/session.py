@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from CTMicroSRLib.card import ModelCard
-from CTMicroSRLib.devices import choose_device, has_fast_bf16, settle_vector_math
-from CTMicroSRLib.errors import ModelError, UsageError
+from CTMicroSRLib.devices import choose_device, exact_float32, has_fast_bf16, settle_vector_math
+from CTMicroSRLib.errors import ModelError, ResourceError, UsageError
 from CTMicroSRLib.models import DEFAULT_MODEL, find_model, verify_model
 from CTMicroSRLib.networks import build_network
 from CTMicroSRLib.networks.generator import WHOLE, Border, Generator
@@ -27,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 BF16_ERROR_LIMIT_HU = 2.0
 """``auto`` takes bf16 only where its root-mean-square error on a probe stays below this."""
+
+DEVICE_ERROR_LIMIT_HU = 0.5
+"""A device whose float32 differs from the processor's by more (root mean square, on a probe) is not to be trusted."""
 
 PROBE_VOXELS = 48
 
@@ -52,8 +54,10 @@ class Model:
     def __init__(self, card: ModelCard, network: Generator, device: torch.device, precision: str) -> None:
         settle_vector_math()
         self.card = card
-        self.device = device
-        self.network = _prepared(network, device)
+        self.device = torch.device("cpu")
+        self.network = _prepared(network)
+        if device != self.device:
+            self._move_to(device)
         self.precision_error_hu = 0.0
         self.precision = "fp32"
         if precision not in ("auto", "fp32", "bf16"):
@@ -61,15 +65,31 @@ class Model:
         if precision == "bf16" or (precision == "auto" and has_fast_bf16(device)):
             self._try_bf16(demanded=precision == "bf16")
 
+    def _move_to(self, device: torch.device) -> None:
+        """Move to a device that computes what the processor does.
+
+        Raises:
+            ResourceError: it does not.
+        """
+        on_processor = self._run_probe()
+        self.device, self.network = device, self.network.to(device)
+        error_hu = _root_mean_square(self._run_probe().cpu() - on_processor)
+        if not error_hu <= DEVICE_ERROR_LIMIT_HU:
+            raise ResourceError(
+                f"The device {device} computes another result than the processor ({error_hu:.1f} HU apart on a probe); "
+                "choose --device cpu, or another release of torch or of the device's driver."
+            )
+
+    def _run_probe(self) -> Tensor:
+        return self.run(_probe(self.card), WHOLE, ScanConditions(psf_fwhm_voxels=1.8, noise_hu=15.0))
+
     def _try_bf16(self, *, demanded: bool) -> None:
-        probe, conditions = _probe(self.card), ScanConditions(psf_fwhm_voxels=1.8, noise_hu=15.0)
-        exact, reference = self.network, self.run(probe, WHOLE, conditions)
+        exact, reference = self.network, self._run_probe()
         self.network = copy.deepcopy(exact)
         # Layers only: the compact generator's interpolation is its own buffer and stays exact.
         for layer in self.network.children():
             layer.to(torch.bfloat16)
-        difference = self.run(probe, WHOLE, conditions) - reference
-        error_hu = float(difference.square().mean().sqrt())
+        error_hu = _root_mean_square(self._run_probe() - reference)
         logger.info("bf16 differs from fp32 by %.2f HU (root mean square)", error_hu)
         if demanded or error_hu <= BF16_ERROR_LIMIT_HU:
             self.precision, self.precision_error_hu = "bf16", error_hu
@@ -94,7 +114,7 @@ class Model:
         Returns:
             Fine tile without halo, ``(rows', columns')``, HU, float32.
         """
-        with _exact(self.device):
+        with torch.inference_mode(), exact_float32():
             output: Tensor = self.network(self.input(coarse_hu, conditions), border)
             # In place: another image of the fine tile would cost as much as it holds.
             window = self.card.window
@@ -109,7 +129,7 @@ class Model:
         The masks depend on the seed, the pass and the layer alone, so every tile sees the same T networks.
         """
         masks = [channel_masks(self.network, seed, t, self.device) for t in range(passes)]
-        with _exact(self.device):
+        with torch.inference_mode(), exact_float32():
             return pass_statistics(self.network, self.input(coarse_hu, conditions), border, masks, self.card.window)
 
 
@@ -124,7 +144,7 @@ def load_model(name_or_folder: str | Path = DEFAULT_MODEL, *, device: str = "aut
 
     Raises:
         ModelError: no such model, damaged or altered files, weights that don't fit the architecture.
-        ResourceError: the device is not there.
+        ResourceError: the device is not there, or does not compute what the processor does.
         UsageError: unknown device or precision.
     """
     from safetensors import SafetensorError
@@ -190,21 +210,15 @@ def _check_shapes(card: ModelCard, path: Path) -> None:
         )
 
 
-def _prepared(network: Generator, device: torch.device) -> Generator:
+def _prepared(network: Generator) -> Generator:
     network.fold()
-    network = network.eval().requires_grad_(False).to(device, torch.float32)
+    network = network.eval().requires_grad_(False).float()
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-@contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
-    """Inference without gradients and, on CUDA, without TF32's shortened mantissa."""
-    with torch.inference_mode():
-        if device.type == "cuda":
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                yield
-        else:
-            yield
+def _root_mean_square(difference: Tensor) -> float:
+    """Root mean square of all elements."""
+    return float(difference.square().mean().sqrt())
 
 
 def _probe(card: ModelCard) -> Tensor:

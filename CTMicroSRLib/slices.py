@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from CTMicroSRLib.consistency import ConsistencySettings, Remaining, Residual, ScannerConsistency, measure
+from CTMicroSRLib.devices import exact_float32, synchronize
 from CTMicroSRLib.networks.generator import Border
 from CTMicroSRLib.plan import Plan, SlicePlan
 from CTMicroSRLib.postprocessing import match_histograms_by_cell, median_filter
@@ -76,6 +77,7 @@ class SliceEngine:
         self._network_voxels = 0
 
     @torch.inference_mode()
+    @exact_float32()
     def compute(self, k: int, slice_plan: SlicePlan, check: Callable[[], None]) -> SliceOutcome:
         """Compute slice ``k`` of the input; ``check`` is called between tiles and may raise."""
         watch = self.prepared.stopwatch
@@ -103,11 +105,12 @@ class SliceEngine:
 
     def measured(self) -> dict[str, Any]:
         """Residual, tiles and passes of the slices so far, for the report."""
-        squares, largest, count = zip(*self._residuals, strict=True)
+        squares, largest, count, beyond_noise = zip(*self._residuals, strict=True)
         return {
             "residual": {
                 "residual_rms_hu": round(float(np.sqrt(sum(squares) / max(1, sum(count)))), 3),
                 "residual_max_hu": round(float(max(largest)), 3),
+                "beyond_noise_share": round(sum(beyond_noise) / max(1, sum(count)), 6),
             },
             "unexplained_share": self._unexplained_voxels / max(1, self._resolved_voxels),
             "tiles": {"rectangles": self._rectangles, "voxels": self._network_voxels},
@@ -116,7 +119,8 @@ class SliceEngine:
 
     def _note_residual(self, remaining: Remaining, weights_ji: NDArray[np.float32] | None) -> None:
         explained = self._crop(remaining.explained, 1)
-        self._residuals.append(measure(self._crop(remaining.residual_hu, 1)[explained]))
+        residual_hu = self._crop(remaining.residual_hu, 1)[explained]
+        self._residuals.append(measure(residual_hu, self.consistency.settings.noise_hu))
         resolved = torch.ones_like(explained)
         if weights_ji is not None:
             region = self.plan.region
@@ -147,6 +151,7 @@ class SliceEngine:
         patch = coarse[slice(*tile.rows), slice(*tile.columns)]
         with watch.stage("network"):
             image, spread = self._network(patch, border)
+            synchronize(self.model.device)
         rows = (max(core.rows[0], window.j[0]), min(core.rows[1], window.j[1]))
         columns = (max(core.columns[0], window.i[0]), min(core.columns[1], window.i[1]))
         start = (0 if tile.top else core.rows[0], 0 if tile.left else core.columns[0])

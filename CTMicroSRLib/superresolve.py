@@ -32,9 +32,14 @@ Mask = NDArray[np.bool_] | NDArray[np.integer[Any]] | LungMask | Volume
 
 COARSE_SPACING_MM = 1.0
 
+LARGEST_PIXEL_RATIO = 1.5
+"""No scanner's pixels are so far from square; a plane that is holds the axis of the slices."""
 
 LARGEST_UNEXPLAINED_SHARE = 0.02
 """So much of a result may lie at edges that no slice explains (the field of view's, metal's) without a warning."""
+
+LARGEST_BEYOND_NOISE_SHARE = 0.01
+"""So much of a result may differ from the scan by more than its noise without a warning."""
 
 
 @dataclass(frozen=True)
@@ -206,8 +211,14 @@ def check_has_dropout(model: Model) -> None:
 
 
 def coarse_pixel_warnings(geometry: Geometry) -> tuple[str, ...]:
-    """A sentence where the pixels are coarser than any the shipped models were trained on."""
-    coarsest_mm = max(geometry.spacing_mm[:2])
+    """A sentence where the pixels are coarser than any the shipped models were trained on, or slices lie elsewhere."""
+    finest_mm, coarsest_mm = sorted(geometry.spacing_mm[:2])
+    if coarsest_mm > LARGEST_PIXEL_RATIO * finest_mm:
+        i_mm, j_mm, _ = geometry.spacing_mm
+        return (
+            f"The pixels are {i_mm:.2f} x {j_mm:.2f} mm: the slices seem to be stored along another axis than the "
+            "third, along which nothing is refined; reorder the axes first if so.",
+        )
     if coarsest_mm <= COARSE_SPACING_MM:
         return ()
     return (f"The pixels are {coarsest_mm:.2f} mm wide: expect less detail than from a thin-section CT.",)
@@ -286,21 +297,30 @@ def _report(prepared: Prepared, measured: Report) -> Report:
             **measured["residual"],
             "unexplained_share": round(measured["unexplained_share"], 5),
         },
-        "warnings": [*prepared.warnings, *acquisition.notes, *_unexplained_warnings(measured, acquisition)],
+        "warnings": [*prepared.warnings, *acquisition.notes, *_consistency_warnings(prepared, measured)],
         "software": software_versions(),
         "notice": NOTICE,
     }
 
 
-def _unexplained_warnings(measured: Report, acquisition: Acquisition) -> tuple[str, ...]:
-    share = measured["unexplained_share"]
-    if share <= LARGEST_UNEXPLAINED_SHARE:
-        return ()
-    return (
-        f"{share:.0%} of the super-resolved voxels lie at edges sharper than a point spread of "
-        f"{acquisition.psf_fwhm_mm:.2f} mm allows and were not made consistent with the scan; give a narrower one "
-        "(--psf-fwhm-mm) if they are in the lungs.",
-    )
+def _consistency_warnings(prepared: Prepared, measured: Report) -> Iterator[str]:
+    """Where the result could not be made consistent with the scan, if it was to be."""
+    if prepared.options.consistency != "scan":
+        return
+    acquisition = prepared.acquisition
+    unexplained, beyond_noise = measured["unexplained_share"], measured["residual"]["beyond_noise_share"]
+    if unexplained > LARGEST_UNEXPLAINED_SHARE:
+        yield (
+            f"{unexplained:.0%} of the super-resolved voxels lie at edges sharper than a point spread of "
+            f"{acquisition.psf_fwhm_mm:.2f} mm allows and were not made consistent with the scan; give a narrower one "
+            "(--psf-fwhm-mm) if they are in the lungs."
+        )
+    if beyond_noise > LARGEST_BEYOND_NOISE_SHARE:
+        yield (
+            f"{beyond_noise:.0%} of the voxels still differ from the scan by more than twice a noise of "
+            f"{acquisition.noise_hu:.1f} HU allows; if it or the point spread of {acquisition.psf_fwhm_mm:.2f} mm is "
+            "not the scan's, give them (--noise-hu, --psf-fwhm-mm)."
+        )
 
 
 def _check_memory(geometry: Geometry, copies: int) -> None:

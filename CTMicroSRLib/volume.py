@@ -15,6 +15,9 @@ from CTMicroSRLib.errors import RefusedInputError, UsageError
 AIR_HU = -1024
 """Voxels below this value are scanner padding (-2048 and -3024 in real scans) and are read as air."""
 
+FINEST_SPACING_MM = 0.2
+"""In-plane spacing below which a scan is no clinical CT and there is nothing to add at 8x."""
+
 Vector = tuple[float, float, float]
 
 
@@ -190,6 +193,17 @@ def _triple(values: Iterable[int]) -> tuple[int, int, int]:
 def _vector(values: Iterable[float]) -> Vector:
     a, b, c = values
     return (a, b, c)
+
+
+def check_pixels_are_clinical(geometry: Geometry) -> None:
+    """Raise RefusedInputError where the pixels are those of a micro-CT or of a result already."""
+    finest_mm = min(geometry.spacing_mm[:2])
+    # float32 headers store 0.2 as 0.200000003 or, after a product, just below
+    if finest_mm < FINEST_SPACING_MM * (1 - 1e-6):
+        raise RefusedInputError(
+            f"The pixels are {finest_mm:.3g} mm, already finer than {FINEST_SPACING_MM} mm; "
+            "give a clinical CT, not a micro-CT or a result."
+        )
 
 
 def grid_difference(mask: Geometry, like: Geometry) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from CTMicroSRLib.errors import RefusedInputError
-from CTMicroSRLib.files.headers import StoredVoxels
+from CTMicroSRLib.files.header_fields import StoredVoxels
 
 CHUNK_BYTES = 1 << 20
 

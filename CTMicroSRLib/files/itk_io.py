@@ -136,14 +136,21 @@ def check_memory(path: Path, needed_bytes: int) -> None:
         )
 
 
-def copy_as_hu(path: Path, stored_ji: NDArray[Any], hu_ji: NDArray[Any]) -> None:
-    """Copy a slice into an int16 or float32 one, with padding below AIR_HU turned into air.
+def copy_as_hu(
+    path: Path, stored_ji: NDArray[Any], hu_ji: NDArray[Any], padding_hu: tuple[float, float] | None = None
+) -> None:
+    """Copy a slice into an int16 or float32 one, with padding turned into air.
 
+    Padding is what lies below AIR_HU, and the values within ``padding_hu``, which the header may name.
     NaN and infinite voxels pass (-inf and NaN too), so that who asks for finite voxels can still refuse them.
 
     Raises:
         RefusedInputError: whole numbers beyond int16, which HU never reach.
     """
+    if padding_hu is not None:
+        is_padding_ji = (stored_ji >= padding_hu[0]) & (stored_ji <= padding_hu[1])
+        signed = np.result_type(stored_ji.dtype, np.int16)
+        stored_ji = np.where(is_padding_ji, signed.type(AIR_HU), stored_ji.astype(signed))
     if hu_ji.dtype.kind == "i" and stored_ji.max() > np.iinfo(hu_ji.dtype).max:
         raise RefusedInputError(
             f"{path} has values up to {stored_ji.max()}, which no CT in HU has; "

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import gzip
+import itertools
 import math
 import os
 import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -25,7 +27,9 @@ from CTMicroSRLib.errors import CTMicroSRError, ResourceError, UsageError
 from CTMicroSRLib.files.itk_io import METAIMAGE_MODALITY_PREFIX, plain_text, quiet_itk
 from CTMicroSRLib.volume import Geometry, Volume
 
-SUFFIXES = (".nrrd", ".nii.gz", ".nii", ".mha")
+PACKED_SUFFIX = ".nii.gz"
+SUFFIXES = (".nrrd", PACKED_SUFFIX, ".nii", ".mha")
+REPLACE_SECONDS = 2.0
 DTYPES = tuple(np.dtype(t) for t in (np.int16, np.uint8, np.float32))
 METAIMAGE_MODALITIES = ("CT", "MR", "NM", "US")
 NIFTI_LARGEST_AXIS = 32767
@@ -87,6 +91,36 @@ def check_writable(path: str | os.PathLike[str], needed_bytes: int, *, overwrite
         )
 
 
+def check_room(
+    paths: Sequence[Path], geometry: Geometry, dtype: np.dtype[Any] | type[np.generic], *, overwrite: bool
+) -> None:
+    """Refuse volumes of one grid that can't all be written, those of one disk taken together.
+
+    Raises:
+        UsageError, ResourceError: as :func:`check_writable`.
+    """
+    for path in paths:
+        check_writable(path, 0, overwrite=overwrite)
+    needed_bytes = {path: _needed_bytes(_suffix(path), geometry, np.dtype(dtype)) for path in paths}
+    for path in paths:
+        together = sum(needed_bytes[other] for other in paths if _disk_of(other) == _disk_of(path))
+        check_writable(path, together if needed_bytes[path] else 0, overwrite=overwrite)
+
+
+def _disk_of(path: Path) -> int:
+    """Which disk the file of a path lies on, or will."""
+    return _behind_links(path).parent.stat().st_dev
+
+
+def _needed_bytes(suffix: str, geometry: Geometry, dtype: np.dtype[Any]) -> int:
+    """What a volume takes on its disk; of what is compressed that is known only afterwards."""
+    return 0 if suffix == PACKED_SUFFIX else math.prod(geometry.size_ijk) * dtype.itemsize
+
+
+class KeptAsideError(UsageError):
+    """A complete volume could not replace the file of its name and lies beside it."""
+
+
 class VolumeWriter:
     """Writes a volume slice by slice to a temporary file that gets the final name once it is complete.
 
@@ -126,6 +160,7 @@ class VolumeWriter:
         self._overwrite = overwrite
         self._file: IO[bytes] | None = None
         self._packed: gzip.GzipFile | None = None
+        self._is_finished = False
         self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         if self.dtype not in DTYPES:
             raise UsageError(f"Voxels of type {self.dtype} are not written; convert them to int16, uint8 or float32.")
@@ -135,20 +170,14 @@ class VolumeWriter:
             raise UsageError(
                 "NIfTI keeps only exactly perpendicular directions, which this scan's are not; write .nrrd instead."
             )
-        # what is compressed takes less, but how much less is known only afterwards
-        needed_bytes = 0 if self._is_packed else math.prod(geometry.size_ijk) * self.dtype.itemsize
         _remove_stale_parts(self.path)
-        check_writable(path, needed_bytes, overwrite=overwrite)
-
-    @property
-    def _is_packed(self) -> bool:
-        return self._suffix == ".nii.gz"
+        check_writable(path, _needed_bytes(self._suffix, geometry, self.dtype), overwrite=overwrite)
 
     def __enter__(self) -> VolumeWriter:
         try:
             header = _header(self._suffix, self.geometry, self.dtype, self._metadata)
             self._file = self._part.open("wb")
-            if self._is_packed:
+            if self._suffix == PACKED_SUFFIX:
                 self._packed = gzip.GzipFile("", "wb", compresslevel=1, fileobj=self._file, mtime=0)
             self._stream.write(header)
         except OSError as error:
@@ -185,12 +214,11 @@ class VolumeWriter:
             raise _write_error(self.path, error) from None
         self.written_slices += 1
 
-    def commit(self) -> None:
-        """Give the file its final name, once all its bytes are on the disk.
+    def finish(self) -> None:
+        """Bring all bytes to the disk, still under the temporary name; nothing is written after it.
 
         Raises:
             ValueError: slices are missing.
-            UsageError: a file of the name has appeared meanwhile, or may not be replaced.
             ResourceError: the disk is full.
         """
         file, stream = self._file, self._stream
@@ -202,13 +230,45 @@ class VolumeWriter:
             file.flush()
             os.fsync(file.fileno())
             file.close()
-            if self.path.exists() and not self._overwrite:
-                raise UsageError(f"{self.path} has appeared meanwhile; choose another name or allow overwriting.")
-            os.replace(self._part, self.path)
+        except OSError as error:
+            raise _write_error(self.path, error) from None
+        self._is_finished = True
+
+    def commit(self) -> None:
+        """Give the file its final name, once all its bytes are on the disk.
+
+        Raises:
+            ValueError: slices are missing.
+            UsageError: a file of the name has appeared meanwhile, or may not be replaced.
+            KeptAsideError: the file of the name is in use; the volume lies beside it under another name.
+            ResourceError: the disk is full.
+        """
+        if not self._is_finished:
+            self.finish()
+        if self.path.exists() and not self._overwrite:
+            raise UsageError(f"{self.path} has appeared meanwhile; choose another name or allow overwriting.")
+        try:
+            _replace(self._part, self.path)
+        except PermissionError as error:
+            raise self._kept_aside(error) from None
         except OSError as error:
             raise _write_error(self.path, error) from None
         self._file = self._packed = None
         _flush_folder(self.path.parent)
+
+    def _kept_aside(self, error: PermissionError) -> CTMicroSRError:
+        """Keep the complete volume beside the file that could not be replaced: hours of work may be in it."""
+        aside = _free_name(self.path, self._suffix)
+        try:
+            if self.path.exists():
+                os.replace(self._part, aside)
+                return KeptAsideError(
+                    f"{self.path} is in use by another program and could not be replaced; the result is in "
+                    f"{aside.name} beside it: close that program and rename it."
+                )
+        except OSError:
+            pass
+        return _write_error(self.path, error)
 
     def _discard(self) -> None:
         if self._file is None:
@@ -222,6 +282,27 @@ class VolumeWriter:
         self._file = self._packed = None
         with contextlib.suppress(OSError):
             self._part.unlink()
+
+
+def _replace(part: Path, path: Path) -> None:
+    """Rename, waiting a little for a virus scanner or a viewer to let go of the file that is replaced (Windows)."""
+    end = time.monotonic() + REPLACE_SECONDS
+    while True:
+        try:
+            os.replace(part, path)
+        except PermissionError:
+            if not path.exists() or time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+def _free_name(path: Path, suffix: str) -> Path:
+    """A name beside a file that no file has: name-1.nrrd."""
+    stem = path.name[: -len(suffix)]
+    names = (path.with_name(f"{stem}-{n}{suffix}") for n in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _behind_links(path: Path) -> Path:
@@ -253,7 +334,7 @@ def _shear(geometry: Geometry) -> float:
 
 def _header(suffix: str, geometry: Geometry, dtype: np.dtype[Any], metadata: Mapping[str, str]) -> bytes:
     """The header of a file as SimpleITK writes it, for the whole grid."""
-    plain_suffix = ".nii" if suffix == ".nii.gz" else suffix
+    plain_suffix = ".nii" if suffix == PACKED_SUFFIX else suffix
     image: Any = sitk.GetImageFromArray(np.zeros((2, 2, 2), dtype))
     image.SetSpacing(geometry.spacing_mm)
     image.SetOrigin(geometry.origin_mm)

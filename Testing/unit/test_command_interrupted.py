@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,6 +197,49 @@ def test_an_uncertainty_does_not_stay_when_its_result_fails_to(
     files = (tmp_path / "out.nrrd", "--uncertainty", tmp_path / "sd.nrrd", "--passes", "2")
     outcome = ctmicrosr("superres", long_scan, *files, *common)
     assert (outcome.status, left_in(tmp_path)) == (CANCELLED, [])
+
+
+def test_a_result_in_use_does_not_take_its_uncertainty_with_it(
+    ctmicrosr, command_model, long_scan, tmp_path, monkeypatch
+):
+    from CTMicroSRLib.files import writers
+
+    replace = writers.os.replace
+
+    def in_use(source, target):
+        if Path(target).name == "out.nrrd":
+            raise PermissionError(13, "in use by another process")
+        replace(source, target)
+
+    monkeypatch.setattr(writers.os, "replace", in_use)
+    monkeypatch.setattr(writers, "REPLACE_SECONDS", 0.2)
+    (tmp_path / "out.nrrd").write_text("in a viewer")
+    common = ("--region", "0:8,0:8,0:1", "--model", command_model, "--psf-fwhm-mm", "1", "--noise-hu", "9")
+    files = (tmp_path / "out.nrrd", "--uncertainty", tmp_path / "sd.nrrd", "--passes", "2", "--overwrite")
+    outcome = ctmicrosr("superres", long_scan, *files, *common)
+    assert outcome.status == 2
+    assert "out.nrrd is in use by another program" in outcome.stderr
+    assert left_in(tmp_path) == ["out-1.nrrd", "out.nrrd", "sd.nrrd"]
+    assert (tmp_path / "out.nrrd").read_text() == "in a viewer"
+    assert sitk.ReadImage(str(tmp_path / "out-1.nrrd")).GetSize() == (64, 64, 1)
+
+
+def test_the_report_and_figure_of_an_older_result_do_not_stay_beside_a_new_one(
+    ctmicrosr, command_model, long_scan, tmp_path, monkeypatch
+):
+    import CTMicroSRLib.figure
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CTMicroSRLib.figure, "draw_result", interrupted)
+    for name in ("out.nrrd", "r.json", "f.png"):
+        (tmp_path / name).write_text("of an older result")
+    common = ("--region", "0:8,0:8,0:1", "--model", command_model, "--psf-fwhm-mm", "1", "--noise-hu", "9")
+    extras = ("--report", tmp_path / "r.json", "--figure", tmp_path / "f.png", "--overwrite")
+    outcome = ctmicrosr("superres", long_scan, tmp_path / "out.nrrd", *common, *extras)
+    assert outcome.status == CANCELLED
+    assert left_in(tmp_path) == ["out.nrrd"]
 
 
 @pytest.mark.parametrize("moment", [1, 2])

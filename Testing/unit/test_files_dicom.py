@@ -2,69 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import MRImageStorage
+from refused_scans import refuse_reading as refuse
+from written_files import COLUMNS, ROWS, stored_slice, write_series, write_slice
 
-from CTMicroSRLib.errors import RefusedInputError
 from CTMicroSRLib.files import read_volume
-
-ROWS, COLUMNS = 6, 5
-AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-
-
-def stored_slice(k):
-    array_ji = np.random.default_rng(k).integers(24, 1400, (ROWS, COLUMNS)).astype(np.int16)
-    array_ji[0, :2] = 0, 1100
-    return array_ji
-
-
-def write_slice(path, position, stored_ji, *, series, orientation=AXIAL, **tags):
-    """One small CT image; tags are set last, None deletes one."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = tags.get("SOPInstanceUID", generate_uid())
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-    data.SeriesInstanceUID, data.StudyInstanceUID, data.Modality = series, "1.2.3", "CT"
-    data.PatientName, data.PatientID, data.PatientBirthDate = "Doe^Jane", "77", "19500101"
-    data.Rows, data.Columns = stored_ji.shape[:2]
-    data.PixelSpacing, data.SliceThickness = [0.8, 0.7], "1.25"
-    data.ImagePositionPatient = [f"{x:.6f}" for x in position]
-    data.ImageOrientationPatient = [f"{x:.9f}" for x in orientation]
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.BitsAllocated = data.BitsStored = 16
-    data.HighBit, data.PixelRepresentation = 15, 1
-    data.RescaleSlope, data.RescaleIntercept = "1", "-1024"
-    data.ConvolutionKernel, data.SeriesDescription = "B40f", "Thorax"
-    data.PixelData = stored_ji.tobytes()
-    for name, value in tags.items():
-        if value is None:
-            del data[name]
-        else:
-            setattr(data, name, value)
-    data.save_as(path, enforce_file_format=True)
-    return path
-
-
-def write_series(folder, heights=(0.0, 2.0, 4.0, 6.0), *, series="1.2.3.4", names="slice{:02}.dcm", **tags):
-    folder.mkdir(exist_ok=True)
-    return [
-        write_slice(folder / names.format(k), (-10.0, -20.0, height), stored_slice(k), series=series, **tags)
-        for k, height in enumerate(heights)
-    ]
-
-
-def refuse(path, capfd, match):
-    with pytest.raises(RefusedInputError, match=match) as caught:
-        read_volume(path)
-    assert re.fullmatch(r"[^\n]*[;:][^\n]*\.", str(caught.value))
-    assert capfd.readouterr() == ("", "")
 
 
 def test_a_series_is_read_in_hu_sorted_along_its_normal(tmp_path):
@@ -161,13 +106,18 @@ def test_a_single_slice_is_as_thick_as_its_slice_thickness(tmp_path):
 
 
 def test_metadata_says_how_the_scan_was_made_and_nothing_of_whom(tmp_path):
-    write_series(tmp_path)
+    names = ("ReferringPhysicianName", "InstitutionName", "AccessionNumber", "OperatorsName", "StationName", "StudyID")
+    planted = {name: f"SECRET{n}" for n, name in enumerate(names)}
+    write_series(tmp_path, StudyDate="20190203", SeriesDescription="Thorax SECRET", **planted)
     metadata = read_volume(tmp_path).metadata
     assert metadata["Modality"] == "CT"
     assert metadata["ConvolutionKernel"] == "B40f"
-    assert metadata["SeriesInstanceUID"] == "1.2.3.4"
+    assert not {"SeriesInstanceUID", "SeriesDescription"} & set(metadata)
     text = " ".join((*metadata, *metadata.values()))
-    assert not any(private in text for private in ("Doe", "77", "1950", "PatientName", "PatientID", "Birth"))
+    assert not any(
+        private in text
+        for private in ("Doe", "77", "1950", "2019", "SECRET", "1.2.3", "Thorax", "PatientName", "PatientID", "Birth")
+    )
 
 
 def test_metadata_that_changes_from_slice_to_slice_is_left_out(tmp_path):

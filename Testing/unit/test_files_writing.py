@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -18,7 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from CTMicroSRLib.errors import ResourceError, UsageError
-from CTMicroSRLib.files import VolumeWriter, check_writable, read_any_volume, write_volume
+from CTMicroSRLib.files import (
+    KeptAsideError,
+    VolumeWriter,
+    check_room,
+    check_writable,
+    read_any_volume,
+    write_volume,
+)
+from CTMicroSRLib.files import writers as volume_writers
 from CTMicroSRLib.volume import Geometry, Volume
 
 SUFFIXES = (".nrrd", ".nii", ".nii.gz", ".mha")
@@ -96,9 +105,13 @@ def test_simpleitk_reads_a_streamed_file_as_one_that_it_wrote_itself(tmp_path, s
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
 def test_metadata_comes_back_as_one_line_each(tmp_path, suffix):
-    metadata = {"Modality": "CT", "ConvolutionKernel": "B40f", "Note": "not for\ndiagnosis := research\r\n use"}
+    metadata = {
+        "Modality": "CT",
+        "ConvolutionKernel": "B40f",
+        "CTMicroSR.notice": "not for\ndiagnosis := research\r\n use",
+    }
     write_volume(Volume(voxels_kji(), GEOMETRY, metadata), tmp_path / f"v{suffix}")
-    expected = {**metadata, "Note": "not for diagnosis := research use"}
+    expected = {**metadata, "CTMicroSR.notice": "not for diagnosis := research use"}
     assert read_any_volume(tmp_path / f"v{suffix}").metadata == expected
 
 
@@ -272,6 +285,65 @@ def test_too_little_free_space_is_told_before_any_work(tmp_path):
     with pytest.raises(ResourceError, match="GB is free"):
         VolumeWriter(tmp_path / "v.nrrd", huge, np.int16)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "share_of_free", "fits"),
+    [
+        ("a.nrrd", "b.nrrd", 0.4, True),
+        ("a.nrrd", "b.nrrd", 0.6, False),
+        ("a.nrrd", "b.nii.gz", 0.6, True),
+        ("a.nii.gz", "b.nii.gz", 5.0, True),
+        ("a.nrrd", "other/b.nrrd", 0.6, True),
+    ],
+)
+def test_volumes_of_one_disk_must_fit_together(tmp_path, monkeypatch, first, second, share_of_free, fits):
+    (tmp_path / "other").mkdir()
+    free = 10**9
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12 - free, free))
+    monkeypatch.setattr(volume_writers, "_disk_of", lambda path: path.parent)
+    geometry = Geometry((1000, 500, round(share_of_free * free / 1e6)), (1.0, 1.0, 1.0))
+    paths = [tmp_path / first, tmp_path / second]
+    if fits:
+        check_room(paths, geometry, np.int16, overwrite=False)
+    else:
+        with pytest.raises(ResourceError, match=r"needs 1\.20 GB but 1\.00 GB is free"):
+            check_room(paths, geometry, np.int16, overwrite=False)
+
+
+class InUse:
+    """os.replace on a system that does not replace an open file, for so many tries."""
+
+    def __init__(self, name, tries):
+        self.name, self.tries, self.replace = name, tries, os.replace
+
+    def __call__(self, source, target):
+        if Path(target).name == self.name and self.tries > 0:
+            self.tries -= 1
+            raise PermissionError(errno.EACCES, "in use by another process")
+        self.replace(source, target)
+
+
+def test_a_file_that_is_let_go_of_soon_is_replaced(tmp_path, monkeypatch):
+    write_volume(Volume(voxels_kji() + 1, GEOMETRY), tmp_path / "v.nrrd")
+    monkeypatch.setattr(os, "replace", InUse("v.nrrd", 3))
+    write_volume(Volume(voxels_kji(), GEOMETRY), tmp_path / "v.nrrd", overwrite=True)
+    np.testing.assert_array_equal(read_any_volume(tmp_path / "v.nrrd").array_kji, voxels_kji())
+    assert [path.name for path in tmp_path.iterdir()] == ["v.nrrd"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_in_use_stays_and_the_new_volume_lies_beside_it(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"a.scan{suffix}"
+    path.write_bytes(b"in a viewer")
+    (tmp_path / f"a.scan-1{suffix}").write_bytes(b"kept before")
+    monkeypatch.setattr(os, "replace", InUse(path.name, 1000))
+    monkeypatch.setattr(volume_writers, "REPLACE_SECONDS", 0.2)
+    with pytest.raises(KeptAsideError, match=rf"in use by another program .* a\.scan-2{suffix} beside it"):
+        write_volume(Volume(voxels_kji(), GEOMETRY), path, overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"a.scan{n}{suffix}" for n in ("", "-1", "-2"))
+    assert path.read_bytes() == b"in a viewer"
+    np.testing.assert_array_equal(read_any_volume(tmp_path / f"a.scan-2{suffix}").array_kji, voxels_kji())
 
 
 @pytest.mark.parametrize("name", ["v.png", "v", "v.nrrd.txt", "v.dcm", "v.gz"])

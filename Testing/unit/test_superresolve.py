@@ -156,6 +156,51 @@ def test_a_region_is_the_same_region_of_the_whole(make_model, make_scan, consist
             assert_equal_but_for_rounding(one.array_kji, same.array_kji)
 
 
+def test_a_region_is_the_whole_ones_where_other_places_take_far_more_steps(tiny_model, make_scan):
+    """Lung beside a pattern that no scanner shows, at a noise so low that it is never within it."""
+    scan = make_scan((1, 96, 120))
+    array = scan.array_kji.copy()
+    array[0, :, 80:] += (400 * (np.indices((96, 40)).sum(axis=0) % 2)).astype(np.int16)
+    scan = Volume(array, scan.geometry, scan.metadata)
+    whole = resolved(scan, tiny_model, noise_hu=4.0)
+    assert whole.report["consistency"]["beyond_noise_share"] > 0.01
+    for columns in ((4, 28), (12, 36), (20, 44)):
+        region = Region(columns, (30, 60), (0, 1))
+        part = resolved(scan, tiny_model, noise_hu=4.0, region=region).volume
+        fine = Region(*(tuple(8 * n for n in ends) for ends in (region.i, region.j)), region.k)
+        assert_equal_but_for_rounding(part.array_kji, whole.volume.crop(fine).array_kji)
+
+
+@pytest.mark.parametrize(("noise_hu", "warned"), [(15.0, False), (1.0, True)])
+def test_a_result_that_stays_beyond_the_noise_is_told(tiny_model, noise_hu, warned):
+    """A point spread too wide can't be met at a noise of 1 HU."""
+    scan = make_case(CaseSettings(pixel_mm=0.7, size_voxels=40, depth_mm=2.0, slice_mm=2.0), 1).clinical
+    report = resolved(scan, tiny_model, psf_fwhm_mm=1.4, noise_hu=noise_hu).report
+    share = report["consistency"]["beyond_noise_share"]
+    texts = [text for text in report["warnings"] if "differ from the scan" in text]
+    assert (share > 0.01) == warned == (report["consistency"]["residual_max_hu"] > 2.2 * noise_hu) == bool(texts)
+    if warned:
+        assert f"{share:.0%} of the voxels" in texts[0]
+        off = resolved(scan, tiny_model, psf_fwhm_mm=1.4, noise_hu=noise_hu, consistency="off").report
+        assert not any("differ from the scan" in text for text in off["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "words"),
+    [
+        ((0.7, 0.9, 2.0), None),
+        ((1.2, 1.2, 2.0), "1.20 mm wide"),
+        ((0.86, 2.5, 0.86), "0.86 x 2.50 mm: the slices seem to be stored along another axis"),
+        ((0.7, 0.4, 0.5), "0.70 x 0.40 mm"),
+    ],
+)
+def test_pixels_that_are_wide_or_far_from_square_are_told(tiny_model, make_scan, spacing_mm, words):
+    warnings = resolved(make_scan((1, 40, 40), spacing_mm=spacing_mm), tiny_model).report["warnings"]
+    about = [text for text in warnings if "pixels are" in text]
+    assert len(about) == (words is not None)
+    assert words is None or words in about[0]
+
+
 def test_the_region_lungs_is_the_masks_box_and_what_fades_around_it(tiny_model, make_scan):
     scan = make_scan((4, 70, 90))
     mask = np.zeros(scan.array_kji.shape, bool)

@@ -224,3 +224,5 @@ def test_a_scan_that_is_finer_than_the_result_is_refused():
     fine = Geometry((64, 64, 4), (0.1, 0.1, 0.1))
     with pytest.raises(RefusedInputError, match="finer"):
         make_plan(fine, "whole", None, scale=8, halo=6)
+    at_the_limit = Geometry((64, 64, 4), (float(np.float32(0.1)) * 1.9999999, 0.2, 1.0))
+    assert make_plan(at_the_limit, "whole", None, scale=8, halo=6).scale == 8
