@@ -6,6 +6,8 @@ and the next step; the command prints it as its only line on standard error.
 
 from __future__ import annotations
 
+import reprlib
+
 
 class CTMicroSRError(Exception):
     """Base of every error a user can cause; ``exit_status`` is the command's exit status."""
@@ -61,3 +63,10 @@ def user_error(error: BaseException) -> CTMicroSRError:
     return CTMicroSRError(
         f"Something unforeseen went wrong ({type(error).__name__}: {error}); run it again with --debug and report it."
     )
+
+
+def shown(value: object) -> str:
+    """A value of a wrong type in a sentence: itself where it is short."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return reprlib.repr(value)
+    return f"of type {type(value).__name__}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import os
-import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from CTMicroSRLib.errors import UsageError
+from CTMicroSRLib.errors import UsageError, shown
 from CTMicroSRLib.models import DEFAULT_MODEL
 from CTMicroSRLib.plan import RegionChoice, check_tile
 from CTMicroSRLib.volume import Region
@@ -90,13 +89,6 @@ class Options:
                         f"The loaded model's {name} is {has}, not {asked!r}; leave the {name} out, or load the model "
                         "with it."
                     )
-
-
-def shown(value: object) -> str:
-    """A value of a wrong type in a sentence: itself where it is short."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return reprlib.repr(value)
-    return f"of type {type(value).__name__}"
 
 
 def _text(value: Any) -> str:  # noqa: ANN401 - whatever a user gives; so are those below

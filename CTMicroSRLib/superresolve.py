@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from CTMicroSRLib import __version__
 from CTMicroSRLib.acquisition import Acquisition, estimate_acquisition
-from CTMicroSRLib.errors import RefusedInputError, ResourceError, UsageError
+from CTMicroSRLib.errors import RefusedInputError, ResourceError, UsageError, shown
 from CTMicroSRLib.files import check_is_ct
 from CTMicroSRLib.lungs import LungMask, segment_lungs
-from CTMicroSRLib.options import OPTION_NAMES, Options, shown
+from CTMicroSRLib.options import OPTION_NAMES, Options
 from CTMicroSRLib.plan import Plan, make_plan
 from CTMicroSRLib.progress import Progress, SilentProgress, check_cancelled
 from CTMicroSRLib.report import NOTICE, Report, Stopwatch, peak_memory_mb, software_versions

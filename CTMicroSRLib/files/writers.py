@@ -23,7 +23,7 @@ import psutil
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from CTMicroSRLib.errors import CTMicroSRError, ResourceError, UsageError
+from CTMicroSRLib.errors import CTMicroSRError, ResourceError, UsageError, shown
 from CTMicroSRLib.files.itk_io import METAIMAGE_MODALITY_PREFIX, plain_text, quiet_itk
 from CTMicroSRLib.volume import Geometry, Volume
 
@@ -48,9 +48,13 @@ def write_volume(volume: Volume, path: str | os.PathLike[str], *, overwrite: boo
         overwrite: replace a file of that name.
 
     Raises:
-        UsageError: the path cannot be written, or the format does not hold such voxels.
+        UsageError: it is no volume, the path cannot be written, or the format does not hold such voxels.
         ResourceError: the disk is full.
     """
+    if not isinstance(volume, Volume):
+        raise UsageError(f"What is to be written is {shown(volume)}, not a Volume; put an array into one first.")
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"A volume can't be written to what is {shown(path)}; give the path of a file.")
     dtype = np.dtype(np.uint8) if volume.array_kji.dtype == np.bool_ else volume.array_kji.dtype
     with VolumeWriter(path, volume.geometry, dtype, volume.metadata, overwrite=overwrite) as writer:
         for array_ji in volume.array_kji:

@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from CTMicroSRLib.errors import RefusedInputError, UsageError
+from CTMicroSRLib.errors import RefusedInputError, UsageError, shown
 from CTMicroSRLib.lungs.airways import Airways, find_airways
 from CTMicroSRLib.lungs.filling import close_and_fill, left_and_right
 from CTMicroSRLib.lungs.pieces import lung_pieces
@@ -107,9 +107,12 @@ def segment_lungs(volume: Volume, settings: LungSettings | None = None, progress
         The mask on the volume's grid.
 
     Raises:
+        UsageError: it is no volume.
         RefusedInputError: no lung is in view.
         CancelledError: the user stopped it.
     """
+    if not isinstance(volume, Volume):
+        raise UsageError(f"The scan is {shown(volume)}, not a Volume; read it with read_volume first.")
     settings = settings or LungSettings()
     progress = progress or SilentProgress()
     view, spacing = anatomical_view(volume.array_kji, volume.geometry)

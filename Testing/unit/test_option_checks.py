@@ -9,7 +9,17 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from CTMicroSRLib import LungMask, Options, Region, UsageError, Volume, read_volume, super_resolve
+from CTMicroSRLib import (
+    LungMask,
+    Options,
+    Region,
+    UsageError,
+    Volume,
+    read_volume,
+    segment_lungs,
+    super_resolve,
+    write_volume,
+)
 from CTMicroSRLib.devices import DEVICES, PRECISIONS
 from CTMicroSRLib.options import _OPTIONS
 from CTMicroSRLib.session import load_model
@@ -93,6 +103,7 @@ def test_a_volume_of_floats_or_of_another_size_is_no_mask(tiny_model, scan, make
 @pytest.mark.parametrize("wrong", ["scan.nrrd", None, 3, np.zeros((2, 40, 60), np.int16)], ids=type)
 def test_a_scan_that_is_no_volume_is_to_be_read_first(tiny_model, wrong):
     assert "read_volume" in refusal(super_resolve, wrong, model=tiny_model, **KNOWN)
+    assert "read_volume" in refusal(segment_lungs, wrong)
 
 
 WRONG = {
@@ -199,3 +210,9 @@ def test_a_scan_or_a_model_that_is_no_path_is_refused_in_a_sentence():
         read_volume(None)
     with pytest.raises(UsageError, match="give a model's name or the path of its folder"):
         load_model(5)
+
+
+def test_what_can_not_be_written_or_written_to_is_refused_in_a_sentence(scan, tmp_path):
+    assert "not a Volume" in refusal(write_volume, scan.array_kji, tmp_path / "v.nrrd")
+    assert "give the path of a file" in refusal(write_volume, scan, scan)
+    assert list(tmp_path.iterdir()) == []
