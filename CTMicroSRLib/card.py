@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -22,6 +23,12 @@ RUN_MODEL, RUN_SYNTHESIZER = "model", "synthesizer"
 
 Quantity = Literal["psf_fwhm_voxels", "log_noise_hu"]
 QUANTITIES: tuple[Quantity, ...] = ("psf_fwhm_voxels", "log_noise_hu")
+
+CHANGES_RESULTS = (
+    *("architecture", "parameters", "scale", "halo", "window", "sha256"),
+    *("planes", "result", "calibration", "postprocess"),
+)
+"""Fields that a result depends on; the name and what is for people may be changed by hand."""
 
 LARGEST_MEDIAN_VOXELS = 31
 
@@ -93,6 +100,7 @@ class ModelCard:
         calibration: of the uncertainty.
         postprocess: of the result; the uncertainty stays that of the network.
         sha256: of the weights file.
+        card_sha256: of what else changes results, as the card was written; empty on cards from before it.
         title, method, training_data, licence, command, metrics: for people.
     """
 
@@ -113,6 +121,7 @@ class ModelCard:
     licence: str = ""
     command: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    card_sha256: str = ""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -139,12 +148,32 @@ class ModelCard:
                 f"{LARGEST_MEDIAN_VOXELS}; export it again."
             )
 
-    def to_json(self) -> str:
-        """The card as JSON text; without a post-processing, versions that know none read it too."""
+    def contents_sha256(self) -> str:
+        """SHA-256 of everything on the card that changes results, as canonical JSON."""
         content = asdict(self)
+        chosen = {key: _with_floats(content[key]) for key in CHANGES_RESULTS}
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def as_written(self) -> bool:
+        """Whether nothing that changes results was altered since the card was written, as far as it can be told."""
+        return self.card_sha256 in ("", self.contents_sha256())
+
+    def to_json(self) -> str:
+        """The card as JSON text with its own checksum; without a post-processing, versions that know none read it."""
+        content = asdict(self) | {"card_sha256": self.contents_sha256()}
         if self.postprocess == Postprocess():
             del content["postprocess"]
         return json.dumps({"format": FORMAT, **content}, indent=2) + "\n"
+
+
+def _with_floats(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    """JSON in which 1 and 1.0, which a card may be written with alike, are the same."""
+    if isinstance(value, Mapping):
+        return {key: _with_floats(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_floats(inner) for inner in value]
+    return float(value) if type(value) is int else value
 
 
 def check_name(name: str) -> None:
@@ -192,8 +221,8 @@ def _card_from(content: dict[str, Any]) -> ModelCard:
     postprocess = Postprocess(**content.pop("postprocess", {}))
     if type(postprocess.histogram_cells) is not bool or type(postprocess.median_voxels) is not int:
         raise TypeError("postprocess is not a yes or no and a whole number")
-    for key in ("name", "architecture", "sha256"):
-        if not isinstance(content[key], str):
+    for key in ("name", "architecture", "sha256", "card_sha256"):
+        if not isinstance(content.get(key, "" if key == "card_sha256" else None), str):
             raise TypeError(f"{key} is not text")
     for key in ("scale", "halo"):
         if type(content[key]) is not int:

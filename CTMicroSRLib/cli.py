@@ -99,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     for add in (
         _add_superres,
+        _add_batch,
         _add_segment,
         _add_info,
         _add_models,
@@ -134,7 +135,6 @@ def _add_region(parser: argparse.ArgumentParser) -> None:
         default="lungs",
         help="lungs (default), whole, or half-open input voxels I0:I1,J0:J1,K0:K1 (columns, rows, slices)",
     )
-    parser.add_argument("--mask", type=Path, help="mask of where the network runs, on the scan's grid")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="installed model's name, or a model folder")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
@@ -145,8 +145,20 @@ def _add_superres(subparsers: Subparsers) -> None:
     parser = _command(subparsers, "superres", "super-resolve a scan", commands.superres)
     parser.add_argument("input", type=Path, help="image file, DICOM folder, or one file of a DICOM series")
     parser.add_argument("output", type=Path, help=".nrrd, .mha, .nii or .nii.gz")
+    _add_mask(parser)
     _add_region(parser)
     parser.add_argument("--uncertainty", type=Path, metavar="FILE", help="also write the standard deviation in HU")
+    _add_run(parser)
+    parser.add_argument("--report", type=Path, metavar="FILE.json")
+    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="picture of input, interpolation and result")
+    _add_progress(parser)
+
+
+def _add_mask(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mask", type=Path, help="mask of where the network runs, on the scan's grid")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--passes", type=int, default=20, metavar="T", help="passes under dropout (20)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--consistency", choices=("scan", "block", "off"), default="scan")
@@ -154,8 +166,29 @@ def _add_superres(subparsers: Subparsers) -> None:
         "--psf-fwhm-mm", type=float, metavar="X", help="the scanner's in-plane blur (default: estimated)"
     )
     parser.add_argument("--noise-hu", type=float, metavar="X", help="the scan's noise (default: estimated)")
-    parser.add_argument("--report", type=Path, metavar="FILE.json")
-    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="picture of input, interpolation and result")
+
+
+def _add_batch(subparsers: Subparsers) -> None:
+    parser = _command(
+        subparsers, "batch", "super-resolve many scans, each in a process of its own; resumable", commands.batch
+    )
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="image files or DICOM folders")
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="for NAME-sr, NAME-report.json and so on of every scan, and batch.json, which says what became of each",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on: scans that are done and unchanged are left out")
+    parser.add_argument("--workers", type=int, metavar="N", help="scans at a time on this machine (1)")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster that sees the same files")
+    parser.add_argument("--tries", type=int, default=2, metavar="N", help="of a scan whose process crashed (2)")
+    parser.add_argument("--uncertainty", action="store_true", help="also write the standard deviations in HU")
+    parser.add_argument("--figure", action="store_true", help="also draw a picture of each")
+    parser.add_argument("--format", default=".nrrd", metavar="SUFFIX", help=".nrrd (default), .mha, .nii or .nii.gz")
+    _add_region(parser)
+    _add_run(parser)
     _add_progress(parser)
 
 
@@ -174,6 +207,7 @@ def _add_info(subparsers: Subparsers) -> None:
         "small tile; reading, segmenting and starting up come on top."
     )
     parser.add_argument("input", type=Path)
+    _add_mask(parser)
     _add_region(parser)
     parser.add_argument("--passes", type=int, metavar="T", help="with an uncertainty of T passes, its time and disk")
     parser.add_argument("--json", action="store_true", help="as JSON")
@@ -261,18 +295,22 @@ def _add_train(subparsers: Subparsers) -> None:
         help="weights (.safetensors) that the generator starts from; given again with --resume, but not read then",
     )
     parser.add_argument("--stop-at", type=int, metavar="STEP", help="stop early, on the schedule of --steps")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's checkpoint")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoint, on the CPU bit by bit as if never stopped",
+    )
     parser.add_argument("--progress", choices=("auto", "json", "none"), default="auto", help="bar, JSON or nothing")
     _add_scans(parser.add_argument_group("scans", "without them, specimens are simulated"))
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     machine.add_argument(
-        "--devices", type=int, default=1, metavar="N", help="devices of this machine; torchrun does more"
+        "--devices", type=int, default=1, metavar="N", help="devices of this machine; the batch is a multiple of it"
     )
     machine.add_argument("--precision", choices=("32-true", "bf16-mixed"))
     machine.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     card = parser.add_argument_group("the model's card")
-    card.add_argument("--name", help="the model's name (default: METHOD-8x)")
+    card.add_argument("--name", help="the model's name (default: METHOD-8x-RUN)")
     card.add_argument("--licence", metavar="TEXT", default="", help="of its weights, for those who get the model")
     card.add_argument("--calibrate", action="store_true", help="fit the uncertainty to simulated validation cases")
     card.add_argument("--measure", action="store_true", help="measure the model on the simulated test set (takes long)")

@@ -84,6 +84,21 @@ def superres(options: Namespace) -> None:
     _say(report["notice"])
 
 
+def batch(options: Namespace) -> int:
+    """``ctmicrosr batch``: the exit status of the first scan that failed."""
+    from CTMicroSRLib.batch_command import run_batch, sentences
+
+    with _progress(options) as progress:
+        outcomes = run_batch(options, progress)
+    failed = [outcome for outcome in outcomes if outcome.exit_status]
+    if isinstance(progress, JsonProgress):
+        progress.event("done", done=len(outcomes) - len(failed), failed=len(failed))
+    else:
+        for sentence in sentences(outcomes, options.output_dir):
+            _say(sentence)
+    return failed[0].exit_status if failed else 0
+
+
 def segment(options: Namespace) -> None:
     """``ctmicrosr segment``."""
     from CTMicroSRLib.files import check_writable, read_volume, write_volume
@@ -112,54 +127,18 @@ INFO_LABELS = {"disk_gb": "disk gb in all", "seconds": "network seconds"}
 
 def info(options: Namespace) -> None:
     """``ctmicrosr info``."""
-    from CTMicroSRLib.devices import free_memory_bytes
-    from CTMicroSRLib.files import read_mask, read_volume
-    from CTMicroSRLib.lungs import segment_lungs
-    from CTMicroSRLib.plan import make_plan
-    from CTMicroSRLib.session import load_model
-    from CTMicroSRLib.superresolve import check_has_dropout
+    from CTMicroSRLib.scan_facts import scan_facts
 
-    region = _region(options.region)
-    if options.passes is not None and not 2 <= options.passes <= 1000:
-        raise UsageError(f"{options.passes} passes are not possible; choose 2 to 1000.")
-    volume = read_volume(options.input)
-    model = load_model(options.model, device=options.device, precision=options.precision)
-    if options.passes is not None:
-        check_has_dropout(model)
-    mask = None if options.mask is None else read_mask(options.mask, volume.geometry)
-    if mask is None and region == "lungs":
-        mask = segment_lungs(volume).array_kji.astype(bool)
-    plan = make_plan(
-        volume.geometry,
-        region,
-        mask,
-        scale=model.card.scale,
-        halo=model.card.halo,
+    facts = scan_facts(
+        options.input,
+        _region(options.region),
+        options.mask,
+        options.model,
+        device=options.device,
+        precision=options.precision,
         tile=options.tile,
+        passes=options.passes,
     )
-    from CTMicroSRLib.cost import estimate_cost
-
-    volumes = 1 if options.passes is None else 2
-    cost = estimate_cost(plan, model, volumes=volumes, passes=options.passes)
-    output = plan.output_geometry
-    facts = {
-        "input": str(options.input),
-        "size_ijk": list(volume.geometry.size_ijk),
-        "spacing_mm": list(volume.geometry.spacing_mm),
-        "metadata": dict(volume.metadata),
-        "model": model.card.name,
-        "device": str(model.device),
-        "precision": model.precision,
-        "region": str(plan.region),
-        "cells": cost.cells,
-        "output_size_ijk": list(output.size_ijk),
-        "output_spacing_mm": list(output.spacing_mm),
-        "output_gb": round(cost.output_bytes / volumes / 1e9, 3),
-        "disk_gb": round(cost.output_bytes / 1e9, 3),
-        "memory_gb": round(cost.memory_bytes / 1e9, 2),
-        "memory_free_gb": round(free_memory_bytes() / 1e9, 2),
-        "seconds": None if cost.seconds is None else round(cost.seconds, 1),
-    }
     if options.json:
         _say(json.dumps(facts, indent=2))
         return
@@ -167,7 +146,7 @@ def info(options: Namespace) -> None:
         shown = " x ".join(f"{n:g}" for n in value) if isinstance(value, list) else value
         if key != "metadata":
             _say(f"{INFO_LABELS.get(key, key.replace('_', ' ')):>20}: {shown}")
-    for key, value in volume.metadata.items():
+    for key, value in facts["metadata"].items():
         _say(f"{key:>20}: {value}")
 
 

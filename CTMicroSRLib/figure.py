@@ -12,8 +12,8 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from CTMicroSRLib.errors import ResourceError
-from CTMicroSRLib.evaluation.interpolators import bicubic
 from CTMicroSRLib.intensity import LUNG_WINDOW_HU
+from CTMicroSRLib.interpolators import bicubic
 from CTMicroSRLib.volume import Region, Volume
 
 ZOOM_VOXELS = 48

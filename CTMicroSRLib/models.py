@@ -85,13 +85,19 @@ def find_model(name_or_folder: str | os.PathLike[str]) -> InstalledModel:
 
 
 def verify_model(model: InstalledModel) -> Path:
-    """Check a model's weights against its card; returns the weights file.
+    """Check a model's card against its own checksum and the weights against the card; returns the weights file.
 
-    Only the file's bytes are read: its format is checked to be safetensors, its SHA-256 to be the card's.
+    Only the file's bytes are read: its format is checked to be safetensors, its SHA-256 to be the card's. A card from
+    before cards had a checksum is taken as it is.
 
     Raises:
-        ModelError: weights missing, of another format, or not those of the card.
+        ModelError: an altered card, or weights missing, of another format, or not those of the card.
     """
+    if not model.card.as_written:
+        raise ModelError(
+            f"The card {model.folder / CARD_FILE} was altered since it was written (its own SHA-256 differs); get the "
+            "model again from its source."
+        )
     path = model.folder / WEIGHTS_FILE
     if not path.is_file():
         raise ModelError(f"The weights {path} are missing; get the model again from its source.")

@@ -29,8 +29,12 @@ def worker_count() -> int:
     """Processes to share tasks among: the cores that this process may use, as far as memory is free for them."""
     from CTMicroSRLib.devices import free_memory_bytes  # brings torch, which not every worker needs
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, free_memory_bytes() // WORKER_MEMORY_BYTES))
+    return max(1, min(usable_cores(), free_memory_bytes() // WORKER_MEMORY_BYTES))
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def results_of(

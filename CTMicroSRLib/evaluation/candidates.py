@@ -29,11 +29,15 @@ class Candidate:
     card: ModelCard
 
 
-def find_candidates(names: Sequence[str]) -> list[Candidate]:
+def find_candidates(names: Sequence[str], *, by_card: bool = False) -> list[Candidate]:
     """Find models by installed name, model folder or run folder.
 
-    A model is called by its card's name; where several share it, by the name of the run or folder that each was given
-    as, and where they share that too, by the path as given.
+    A run is called by its folder, any other model by its card's name; where several share that, by the name of the run
+    or folder that each was given as, and where they share that too, by the path as given.
+
+    Args:
+        names: as ``ctmicrosr evaluate`` takes them.
+        by_card: call runs by their card's name too.
 
     Raises:
         ModelError: neither, a damaged model, or a run that no model was exported from.
@@ -44,9 +48,10 @@ def find_candidates(names: Sequence[str]) -> list[Candidate]:
     for model in found:
         if folders[model.folder.resolve()] > 1:
             raise UsageError(f"The model {model.card.name} is given twice; name each model once.")
+    of_runs = [] if by_card else [model for model in found if _is_of_run(model.folder)]
     labels = _distinct(
         [
-            [model.card.name for model in found],
+            [_own_name(model.folder) if model in of_runs else model.card.name for model in found],
             [_own_name(model.folder) for model in found],
             [str(name).rstrip("/\\") for name in names],
         ]
@@ -100,6 +105,11 @@ def _own_name(folder: Path) -> str:
     """A model folder's name; that of the run around it, where the folder is only called ``model``."""
     whole = folder.resolve()
     return whole.parent.name if whole.name == RUN_MODEL else whole.name
+
+
+def _is_of_run(folder: Path) -> bool:
+    """Whether a model folder is a training run's own."""
+    return folder.resolve().name == RUN_MODEL
 
 
 def _distinct(choices: list[list[str]]) -> list[str]:

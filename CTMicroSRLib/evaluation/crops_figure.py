@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from CTMicroSRLib.evaluation.metrics import psnr_db
 from CTMicroSRLib.evaluation.results import Shown
 from CTMicroSRLib.intensity import LUNG_WINDOW_HU
 from CTMicroSRLib.simulation.case_figure import busiest_crop
+from CTMicroSRLib.whole_files import write_file
 
 CROP_MM = 14.0
 LEAST_CROP_VOXELS = 16
@@ -42,7 +44,7 @@ def draw_crops(shown: Shown, path: Path) -> None:
         path: picture to write (.png).
 
     Raises:
-        ResourceError: matplotlib is not installed.
+        ResourceError: matplotlib is not installed, or the disk is full; what was there before is still there.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -69,7 +71,9 @@ def draw_crops(shown: Shown, path: Path) -> None:
         _draw_place(part, shown, images, crop, (rows, columns))
     if shown.notice:
         figure.text(0.5, 0.003, shown.notice, ha="center", color="0.4", fontsize=8)
-    figure.savefig(path)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_file(path, content.getvalue())
 
 
 def readable(images: dict[str, Float32]) -> dict[str, Float32]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from CTMicroSRLib.errors import RefusedInputError, UsageError
 from CTMicroSRLib.evaluation.candidates import check_scale, find_candidates
-from CTMicroSRLib.evaluation.micro_slices import LEAST_COARSE_VOXELS, spread_slices
+from CTMicroSRLib.evaluation.micro_slices import LEAST_COARSE_VOXELS, check_given_once, spread_slices
 from CTMicroSRLib.evaluation.pairs import Pair, evaluate_pairs
 from CTMicroSRLib.evaluation.results import Shown, Table
 from CTMicroSRLib.evaluation.shrinking import block_means, whole_blocks
@@ -52,11 +52,12 @@ def evaluate_ct_self(
 
     Raises:
         ModelError: a model can't be found or is damaged.
-        UsageError: models of different scales, no scan or no slice.
+        UsageError: models of different scales, no scan, one given twice, or no slice.
         RefusedInputError: a scan that is no chest CT, or too small.
     """
     if not files:
         raise UsageError("The protocol ct-self needs scans; give --clinical FILES.")
+    check_given_once(files)
     if slices < 1:
         raise UsageError(f"{slices} slices are none; give --slices 1 or more.")
     candidates = find_candidates(names)

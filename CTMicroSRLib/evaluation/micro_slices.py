@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class MicroSource:
     slices: int = 3
 
     def __post_init__(self) -> None:
+        check_given_once(self.files)
         if self.files and self.window is None:
             raise UsageError("Micro-CT has no HU; give the grey values of air and bone with --micro-window LOW HIGH.")
         if self.window is not None:
@@ -95,6 +96,22 @@ class MicroSource:
         for seed, settings in self.cases.cases:
             hu = _of_case(simulate_case(settings, seed), self.slices)
             yield _whole(hu, scale, f"specimen {seed}")
+
+
+def check_given_once(files: Sequence[Path]) -> None:
+    """Refuse a scan that is given twice, by whatever path, and would count twice.
+
+    Raises:
+        UsageError: two of them are one file or folder.
+    """
+    seen: set[object] = set()
+    for path in files:
+        there = path.stat() if path.exists() else None
+        # Some file systems number no files.
+        identity = (there.st_dev, there.st_ino) if there is not None and there.st_ino else path.resolve()
+        if identity in seen or path.resolve() in seen:
+            raise UsageError(f"The scan {path} is given twice; leave one out.")
+        seen |= {identity, path.resolve()}
 
 
 def spread_slices(count: int, wanted: int) -> list[int]:

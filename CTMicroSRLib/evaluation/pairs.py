@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from CTMicroSRLib.errors import RefusedInputError
 from CTMicroSRLib.evaluation.candidates import Candidate, loaded
-from CTMicroSRLib.evaluation.interpolators import INTERPOLATORS
 from CTMicroSRLib.evaluation.masked import SSIM_BORDER, masked_quality
 from CTMicroSRLib.evaluation.metrics import Quality
 from CTMicroSRLib.evaluation.residuals import input_residual
@@ -24,6 +23,7 @@ from CTMicroSRLib.evaluation.variants import (
     model_variants,
 )
 from CTMicroSRLib.files import check_is_ct
+from CTMicroSRLib.interpolators import INTERPOLATORS
 from CTMicroSRLib.progress import Progress, check_cancelled
 from CTMicroSRLib.volume import Geometry, Volume
 

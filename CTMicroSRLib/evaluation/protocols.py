@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from CTMicroSRLib.errors import UsageError
 from CTMicroSRLib.evaluation.results import Shown, Table
+from CTMicroSRLib.evaluation.said_once import warnings_said_once
 from CTMicroSRLib.evaluation.variants import VARIANTS, Variants
 from CTMicroSRLib.progress import Progress
 
@@ -109,7 +110,7 @@ def prepare_protocol(options: ProtocolOptions) -> Any:  # noqa: ANN401 - CaseSet
 def run_protocol(
     names: Sequence[str], options: ProtocolOptions, progress: Progress, *, processes: int = 1
 ) -> tuple[Table, Shown]:
-    """Measure models by a protocol.
+    """Measure models by a protocol; a warning that would come for every slice or model is said once.
 
     Args:
         names: installed models, model folders or training runs.
@@ -120,6 +121,11 @@ def run_protocol(
     Raises:
         UsageError, ModelError, RefusedInputError: see the protocol's own file.
     """
+    with warnings_said_once():
+        return _run(names, options, progress, processes)
+
+
+def _run(names: Sequence[str], options: ProtocolOptions, progress: Progress, processes: int) -> tuple[Table, Shown]:
     data = prepare_protocol(options)
     common: dict[str, Any] = {"variants": options.variants, "device": options.device}
     if options.protocol == "simulated":

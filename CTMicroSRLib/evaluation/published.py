@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from CTMicroSRLib.card import ModelCard
 
@@ -26,6 +26,7 @@ class Published:
         metric: the key of the number in our tables.
         value: the number.
         note: what differs from what ours measures.
+        changed: settings of ours that are not those of the preset that the number is for, separated by commas.
     """
 
     paper: str
@@ -36,6 +37,7 @@ class Published:
     metric: str
     value: float
     note: str = ""
+    changed: str = ""
 
 
 MICRO_SELF_NOTE = "micro-CT of lung specimens, shrunk by point sampling, 8x; one global SSIM window, peak 1"
@@ -137,6 +139,12 @@ def preset_name(card: ModelCard) -> str:
     return found.group(1) if found else ""
 
 
+def changed_settings(card: ModelCard) -> str:
+    """The settings that the card's ``method`` tells to be changed, as in ``unet (preset paper, changed: depth)``."""
+    found = re.search(r"changed: ([^)]*)", card.method)
+    return found.group(1) if found else ""
+
+
 def published_for(card: ModelCard, protocol: str) -> dict[str, Published]:
     """What the papers say of a model's method, by metric: of the same protocol if they did it, else of the nearest.
 
@@ -147,5 +155,5 @@ def published_for(card: ModelCard, protocol: str) -> dict[str, Published]:
     order = (protocol, *_PREFERRED)
     numbers: dict[str, Published] = {}
     for number in sorted((p for p in own if p.variant == variant), key=lambda p: order.index(p.protocol)):
-        numbers.setdefault(number.metric, number)
+        numbers.setdefault(number.metric, replace(number, changed=changed_settings(card)))
     return numbers

@@ -1,4 +1,4 @@
-"""Fine slices to coarse ones, as the papers and their code do it; NumPy in HU around the losses' own functions."""
+"""Fine slices to coarse ones, as the papers and their code do it; NumPy in HU around :mod:`CTMicroSRLib.resampling`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def point_samples(fine_kji: NDArray[Any], scale: int) -> Float32:
     """
     import torch
 
-    from CTMicroSRLib.training.losses.resampling import point_sampled
+    from CTMicroSRLib.resampling import point_sampled
 
     fine = torch.from_numpy(np.asarray(fine_kji, dtype=np.float64))[:, None]
     return np.asarray(point_sampled(fine, scale)[:, 0].numpy(), dtype=np.float32)
@@ -41,7 +41,7 @@ def pyramid_levels(fine_kji: NDArray[Any], levels: int) -> Float32:
     """Gaussian pyramid, each level half the size: what the two-stage paper's synthesize network is given."""
     import torch
 
-    from CTMicroSRLib.training.losses.resampling import gaussian_pyramid
+    from CTMicroSRLib.resampling import gaussian_pyramid
 
     fine = torch.from_numpy(np.asarray(fine_kji, dtype=np.float32))[:, None]
     return np.asarray(gaussian_pyramid(fine, levels)[:, 0].numpy(), dtype=np.float32)

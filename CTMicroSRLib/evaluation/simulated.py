@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from CTMicroSRLib.evaluation.candidates import Candidate, check_scale, find_candidates, loaded
-from CTMicroSRLib.evaluation.interpolators import INTERPOLATORS, bicubic
 from CTMicroSRLib.evaluation.residuals import input_residual
 from CTMicroSRLib.evaluation.results import Collected, Row, Shown, Table, coverage, machine
 from CTMicroSRLib.evaluation.tables import with_published
 from CTMicroSRLib.evaluation.variants import Scanner, Variants, error_and_deviation, is_misjudged, model_variants
 from CTMicroSRLib.evaluation.yardsticks import Reference, prepare_reference, read_image
+from CTMicroSRLib.interpolators import INTERPOLATORS, bicubic
 from CTMicroSRLib.progress import Progress
 from CTMicroSRLib.simulation.cases import Case, CaseSettings, simulate_case
 from CTMicroSRLib.simulation.sets import CaseSet
@@ -35,6 +35,7 @@ def evaluate_models(
     show_case: int = 0,
     workers: int = 1,
     device: str = "auto",
+    by_card: bool = False,
 ) -> tuple[Table, Shown]:
     """Measure interpolators and models on simulated cases.
 
@@ -48,6 +49,7 @@ def evaluate_models(
         show_case: which case the figure shows.
         workers: processes that share the cases, each on one thread; the numbers don't depend on it.
         device: as for ``superres``.
+        by_card: call runs by their card's name, not by their folder.
 
     Returns:
         The table, and one case through every method.
@@ -56,7 +58,7 @@ def evaluate_models(
         ModelError: a model can't be found or is damaged.
         UsageError: a model of another scale than the cases.
     """
-    candidates = find_candidates(names)
+    candidates = find_candidates(names, by_card=by_card)
     for _, settings in cases.cases:
         check_scale(candidates, settings.scale, "the simulated cases are")
     found = Collected()

@@ -18,6 +18,7 @@ from CTMicroSRLib.evaluation.candidates import Candidate
 from CTMicroSRLib.evaluation.published import Published, published_for
 from CTMicroSRLib.evaluation.results import Row, Table
 from CTMicroSRLib.evaluation.variants import ALONE
+from CTMicroSRLib.whole_files import write_file
 
 SUFFIXES = (".md", ".html", ".csv", ".json")
 
@@ -121,12 +122,15 @@ def check_table_path(path: Path) -> None:
 def write_table(table: Table, path: Path) -> None:
     """Write ``.md`` or ``.html`` (for people), ``.csv`` (all numbers) or ``.json`` (all, with the protocol).
 
+    Whole or not at all: where it can't be written, what was there before stays.
+
     Raises:
-        UsageError: another suffix.
+        UsageError: another suffix, or a folder that can't be written to.
+        ResourceError: the disk is full.
     """
     check_table_path(path)
     text = {".md": markdown, ".html": as_html, ".csv": as_csv, ".json": as_json}[path.suffix](table)
-    path.write_text(text, encoding="utf-8")
+    write_file(path, text.encode())
 
 
 def markdown(table: Table) -> str:
@@ -204,7 +208,8 @@ def _cell(value: float, form: str, published: Published | None) -> str:
     own = "" if math.isnan(value) else form.format(value)
     if published is None:
         return own
-    return f"{own} (the paper's: {published.value:g}, another data set)".strip()
+    differs = "another data set" + (f", changed here: {published.changed}" if published.changed else "")
+    return f"{own} (the paper's: {published.value:g}, {differs})".strip()
 
 
 def _notes(table: Table) -> list[str]:

@@ -60,13 +60,21 @@ class StridedDiscriminator(nn.Module):
         Raises:
             UsageError: an image that is smaller than ``smallest`` along rows or columns.
         """
-        if min(image.shape[-2:]) < self.smallest:
-            raise UsageError(
-                f"Patches of {min(image.shape[-2:])} voxels are too small for this discriminator; make them "
-                f"{self.smallest} voxels or more."
-            )
+        self.check_edge(min(image.shape[-2:]))
         result: Tensor = self.layers(image)
         return result.float()
+
+    def check_edge(self, edge: int) -> None:
+        """Refuse images that are too small.
+
+        Raises:
+            UsageError: ``edge`` is less than ``smallest``.
+        """
+        if edge < self.smallest:
+            raise UsageError(
+                f"Patches of {edge} voxels are too small for this discriminator; make them {self.smallest} voxels or "
+                "more."
+            )
 
 
 class PatchDiscriminator(StridedDiscriminator):
@@ -130,6 +138,9 @@ class PooledDiscriminator(nn.Module):
     Eight 3x3 convolutions with LeakyReLU 0.2, every second of stride 2, 64 to 512 channels, norm after all but the
     first; mean over the image; two 1x1 convolutions.
 
+    Attributes:
+        smallest: rows and columns that a single image must have where there are batch norms.
+
     Args:
         channels: of the first two layers.
         norm: batch norm in the paper. It makes the answer depend on the other images of the batch, and on how a batch
@@ -138,6 +149,7 @@ class PooledDiscriminator(nn.Module):
 
     def __init__(self, *, channels: int = 64, norm: DiscriminatorNorm = "batch") -> None:
         super().__init__()
+        self.smallest = 1 if norm != "batch" else 2**4 + 1
         layers: list[nn.Module] = []
         width = 1
         for n in range(8):
@@ -150,6 +162,18 @@ class PooledDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.first = nn.Conv2d(width, 2 * width, 1)
         self.last = nn.Conv2d(2 * width, 1, 1)
+
+    def check_edge(self, edge: int, images: int) -> None:
+        """Refuse a single image of which the halvings leave one value, which has no variance for a batch norm.
+
+        Raises:
+            UsageError: ``edge`` is less than ``smallest`` and ``images`` is 1.
+        """
+        if images == 1 and edge < self.smallest:
+            raise UsageError(
+                f"One patch of {edge} voxels at a time is too little for this discriminator's batch norm; choose a "
+                f"batch of two or more for each process, or patches of {self.smallest} voxels or more."
+            )
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``(b, 1)``."""

@@ -108,13 +108,16 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(padded, weight)
         images, filters = _channels_last(padded), _to_points(weight)
         batch, rows, columns, _ = images.shape
-        result = images.new_empty((batch, rows - 2, columns - 2, len(weight)))
+        # Not returned as a view, which a custom function's caller may not change in place (``relu(inplace=True)``).
+        shape, kind = (batch, len(weight), rows - 2, columns - 2), torch.channels_last
+        result = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=kind)
+        made_last = result.permute(0, 2, 3, 1)
         for image, first, last in _strips(images):
             products = torch.bmm(_inputs_to_points(images[image], first, last), filters)
             products[_ONES] += bias
             made = _transformed(_RESULTS, products.view(_POINTS, -1))
-            _tiles(result[image], first, last).copy_(made.view(TILE, TILE, last - first, -1, len(weight)))
-        return result.permute(0, 3, 1, 2)
+            _tiles(made_last[image], first, last).copy_(made.view(TILE, TILE, last - first, -1, len(weight)))
+        return result
 
     @staticmethod
     @once_differentiable

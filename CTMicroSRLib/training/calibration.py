@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from CTMicroSRLib.session import load_model
 from CTMicroSRLib.simulation.cases import make_case
 from CTMicroSRLib.simulation.sets import case_set
 from CTMicroSRLib.superresolve import super_resolve
+
+logger = logging.getLogger(__name__)
 
 VALIDATION_SET = "validation-1"
 CALIBRATED_LEVEL = 0.90
@@ -27,6 +31,8 @@ Float32 = NDArray[np.float32]
 def calibrate(folder: Path, progress: Progress) -> Calibration:
     """Fit scale and floor so that the 90 % interval holds in every bin of the passes' deviation.
 
+    The deviation is the network's own: a calibration that the card has already plays no part.
+
     Args:
         folder: a model folder, whose network has dropout and the scale of the validation cases.
         progress: told of every case.
@@ -35,6 +41,7 @@ def calibrate(folder: Path, progress: Progress) -> Calibration:
         CancelledError: ``progress`` said so.
     """
     model = load_model(folder, precision="fp32")
+    model.card = replace(model.card, calibration=Calibration())
     cases = case_set(VALIDATION_SET).cases
     errors, deviations = [], []
     for n, (seed, settings) in enumerate(cases):
@@ -52,7 +59,14 @@ def calibrate(folder: Path, progress: Progress) -> Calibration:
         errors.append(np.abs(np.asarray(result.volume.array_kji, np.float32) - case.truth.array_kji).ravel())
         deviations.append(np.asarray(result.uncertainty.array_kji, np.float32).ravel())
         progress.update("calibrating", n + 1, len(cases))
-    return fit_calibration(np.concatenate(errors), np.concatenate(deviations))
+    fitted = fit_calibration(np.concatenate(errors), np.concatenate(deviations))
+    if fitted.scale == 0:
+        logger.warning(
+            "The passes' deviation does not grow with the error, so that the calibrated uncertainty is %.1f HU "
+            "everywhere: it tells how large errors are, not where.",
+            fitted.floor_hu,
+        )
+    return fitted
 
 
 def fit_calibration(error: Float32, deviation: Float32) -> Calibration:

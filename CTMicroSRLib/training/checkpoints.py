@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from CTMicroSRLib.errors import ModelError, ResourceError, UsageError
+from CTMicroSRLib.errors import ModelError, UsageError
+from CTMicroSRLib.whole_files import write_file
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 WEIGHTS_FILE = "weights.safetensors"
@@ -61,7 +59,7 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
         "settings_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "crc32": str(_checksum(tensors)),
     }
-    write_file(run / CHECKPOINT_FILE, save(tensors, metadata))
+    write_file(run / CHECKPOINT_FILE, save(tensors, metadata), advice=space_advice(run))
 
 
 def read_checkpoint(run: Path) -> Checkpoint:
@@ -132,43 +130,11 @@ def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, make sure that it is on the disk, and give it its name.
-
-    Raises:
-        ResourceError: the disk is full; what was there before is still there.
-        UsageError: the folder can't be written to.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with writing(path):
-        try:
-            with part.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Say what the system's error means while ``path`` is written.
-
-    Raises:
-        ResourceError: the disk is full.
-        UsageError: any other reason.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ResourceError(
-                f"There is no space left to write {path}; free some space and go on from the last checkpoint with "
-                "--resume."
-            ) from None
-        raise UsageError(f"{path} cannot be written ({error.strerror or error}); choose another folder.") from None
+def space_advice(run: Path) -> str:
+    """What to do, after freeing space, in a run that the disk was too small for."""
+    if (run / CHECKPOINT_FILE).exists():
+        return "go on from the last checkpoint with --resume"
+    return "train again (there was no checkpoint yet)"
 
 
 def no_checkpoint(run: Path) -> UsageError:

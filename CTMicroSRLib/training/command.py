@@ -17,7 +17,7 @@ from CTMicroSRLib.progress import Progress
 from CTMicroSRLib.simulation.sets import HELD_OUT_SEEDS
 
 if TYPE_CHECKING:
-    from CTMicroSRLib.training.method import Companion, Method
+    from CTMicroSRLib.training.method import Companion, Domain, Method
     from CTMicroSRLib.training.model_folder import Export
     from CTMicroSRLib.training.patches import Patches
     from CTMicroSRLib.training.presets import RunSettings
@@ -52,15 +52,12 @@ def train_method(options: Namespace, progress: Progress) -> Outcome | None:
         What came of it; None on all processes but the first.
 
     Raises:
-        UsageError: options or settings that do not go together.
+        UsageError: options or settings that do not go together, or another training in the run's folder.
         RefusedInputError: scans or patches that can't be trained on.
         ModelError: losses that are no longer finite, or a checkpoint or initial weights of something else.
         ResourceError: no room on the disk, or no such device.
     """
-    from CTMicroSRLib.training.batches import Batches
-    from CTMicroSRLib.training.initial_weights import load_initial_weights
-    from CTMicroSRLib.training.presets import parse_values, run_settings
-    from CTMicroSRLib.training.trainer import check_run, train
+    from CTMicroSRLib.training.run_lock import only_training
 
     if options.name is not None:
         check_name(options.name)
@@ -72,26 +69,21 @@ def train_method(options: Namespace, progress: Progress) -> Outcome | None:
         raise UsageError(
             f"The seed {options.seed} makes specimens of the sets that models are judged on; take another."
         )
-    values = parse_values(options.set or [])
-    settings = run_settings(options.method, options.preset, _named(options) | values)
-    method = _built(settings)
-    needs = method.needs
-    if options.calibrate or options.measure:
-        from CTMicroSRLib.training.judgement import check_judgeable
+    with only_training(options.output):
+        return _trained(options, progress)
 
-        check_judgeable(method.generator(), calibrated=options.calibrate, measured=options.measure)
-    _check_has_effect(options, values)
-    if "truth" in needs and options.clinical:
-        raise UsageError(
-            f"The method {options.method} learns from pairs, which scans of patients don't have; leave out "
-            "--clinical and --micro to simulate them, or set pairing=unpaired where it knows that."
-        )
-    if options.stop_at != 0:
-        check_run(options.output, resume=options.resume)
-    if options.initial is not None and not options.resume:
-        # Before patches are made, which may take long; the trainer reads them into its own networks.
-        load_initial_weights(method.generator(), options.initial)
+
+def _trained(options: Namespace, progress: Progress) -> Outcome | None:
+    """See :func:`train_method`; the run's folder is held."""
+    from CTMicroSRLib.training.batches import Batches
+    from CTMicroSRLib.training.launching import is_first_process
+    from CTMicroSRLib.training.patches import verify_patches
+    from CTMicroSRLib.training.trainer import train
+
+    settings, needs = _checked(options)
     patches = _patches(options, settings, progress)
+    if is_first_process():
+        verify_patches(patches, progress)
     if options.stop_at == 0:
         return Outcome(patches.folder, f"{patches.folder}: the patches are made; train on them without --stop-at 0")
     if options.threads is not None:
@@ -113,7 +105,7 @@ def train_method(options: Namespace, progress: Progress) -> Outcome | None:
         progress=progress,
         extra={"patches": asdict(patches.settings), "sources": list(patches.sources)},
     )
-    if not _is_first_process():
+    if not is_first_process():
         return None
     if options.stop_at is not None and options.stop_at < settings.trainer.steps:
         return Outcome(options.output, f"{options.output}: stopped at step {options.stop_at}; go on with --resume")
@@ -123,6 +115,49 @@ def train_method(options: Namespace, progress: Progress) -> Outcome | None:
 
         judge(folder, progress, calibrated=options.calibrate, measured=options.measure)
     return Outcome(folder, f"{folder}: a model folder for --model")
+
+
+def _checked(options: Namespace) -> tuple[RunSettings, frozenset[Domain]]:
+    """The settings of the run and the domains it needs.
+
+    What could not end well is refused here, before patches are cut and processes started.
+    """
+    from CTMicroSRLib.training.initial_weights import load_initial_weights
+    from CTMicroSRLib.training.launching import planned
+    from CTMicroSRLib.training.presets import parse_values, run_settings
+    from CTMicroSRLib.training.trainer import check_run
+
+    values = parse_values(options.set or [])
+    settings = run_settings(options.method, options.preset, _named(options) | values)
+    method = _built(settings)
+    if options.calibrate or options.measure:
+        from CTMicroSRLib.training.judgement import check_judgeable
+
+        check_judgeable(method.generator(), calibrated=options.calibrate, measured=options.measure)
+    _check_has_effect(options, values)
+    if "truth" in method.needs and options.clinical:
+        raise UsageError(
+            f"The method {options.method} learns from pairs, which scans of patients don't have; leave out "
+            "--clinical and --micro to simulate them, or set pairing=unpaired where it knows that."
+        )
+    own_batch = settings.trainer.batch
+    if options.stop_at != 0:
+        check_run(options.output, resume=options.resume)
+        own_batch //= planned(options.device, options.devices, own_batch).count
+    method.check_patch(_patch_voxels(options, settings), own_batch)
+    if options.initial is not None and not options.resume:
+        # Only to see whether they fit; the trainer reads them into its own networks.
+        load_initial_weights(method.generator(), options.initial)
+    return settings, method.needs
+
+
+def _patch_voxels(options: Namespace, settings: RunSettings) -> int:
+    """The edge of the patches that there are, or will be."""
+    from CTMicroSRLib.training.patches import MANIFEST, open_patches
+
+    folder = options.patches or options.output / PATCHES_FOLDER
+    there = (folder / MANIFEST).is_file()
+    return open_patches(folder).settings.patch_voxels if there else settings.patches.patch_voxels
 
 
 def _built(settings: RunSettings) -> Method:
@@ -165,6 +200,7 @@ def _named(options: Namespace) -> dict[str, Any]:
 
 def _patches(options: Namespace, settings: RunSettings, progress: Progress) -> Patches:
     """The patches: those of ``--patches``, or made from the scans or by simulation, once for all processes."""
+    from CTMicroSRLib.training.launching import is_first_process
     from CTMicroSRLib.training.patches import MANIFEST, open_patches
 
     scans = [name for name in ("clinical", "micro", "clinical_mask", "micro_mask") if getattr(options, name)]
@@ -186,7 +222,7 @@ def _patches(options: Namespace, settings: RunSettings, progress: Progress) -> P
             return patches
     elif options.resume:
         raise UsageError(f"There are no patches in {folder} to go on with; give --patches FOLDER as at the start.")
-    elif not _is_first_process() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    elif not is_first_process() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("Several processes can't cut patches at once; make them with one process first (--stop-at 0).")
     if scans:
         return _from_scans(options, settings, folder, progress)
@@ -252,12 +288,12 @@ def _export(options: Namespace, settings: RunSettings, patches: Patches) -> Path
     from safetensors.torch import load_file
 
     from CTMicroSRLib.training.model_folder import Export, export_generator
+    from CTMicroSRLib.training.run_names import default_name, described_method
 
     method = _built(settings)
-    label = options.method if options.preset is None else f"{options.method} (preset {Path(options.preset).name})"
     export = Export(
-        name=options.name or f"{options.method}-{settings.method.scale}x",
-        method=label,
+        name=options.name or default_name(options.output, options.method, settings.method.scale),
+        method=described_method(settings, options.preset, patches.settings),
         training_data=_training_data(options, patches),
         licence=options.licence,
         command=_command(options, settings, patches),
@@ -323,8 +359,3 @@ def _command(options: Namespace, settings: RunSettings, patches: Patches) -> str
             if (room, key) != ("patches", "scale"):  # it follows the method's
                 words += ["--set", f"{'' if room == 'method' else room + '.'}{key}={json.dumps(value)}"]
     return " ".join(shlex.quote(word) for word in words)
-
-
-def _is_first_process() -> bool:
-    """Whether this is the first of the processes that ``torchrun`` (RANK) or ``--devices`` (LOCAL_RANK) started."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0

@@ -13,7 +13,8 @@ from CTMicroSRLib.networks.generator import Generator
 from CTMicroSRLib.progress import Progress
 from CTMicroSRLib.simulation.sets import case_set
 from CTMicroSRLib.training.calibration import VALIDATION_SET, calibrate
-from CTMicroSRLib.training.checkpoints import write_file
+from CTMicroSRLib.training.checkpoints import space_advice
+from CTMicroSRLib.whole_files import write_file
 from CTMicroSRLib.workers import worker_count
 
 TEST_SET = "test-1"
@@ -50,7 +51,8 @@ def judge(folder: Path, progress: Progress, *, calibrated: bool, measured: bool)
         if calibrated:
             _write(folder, calibration=calibrate(folder, progress))
         if measured:
-            table, _ = evaluate_models([str(folder)], case_set(TEST_SET), progress, workers=worker_count())
+            cases, workers = case_set(TEST_SET), worker_count()
+            table, _ = evaluate_models([str(folder)], cases, progress, workers=workers, by_card=True)
             _write(folder, metrics=as_plain(table))
     except (KeyboardInterrupt, CancelledError):
         raise CancelledError(
@@ -60,4 +62,4 @@ def judge(folder: Path, progress: Progress, *, calibrated: bool, measured: bool)
 
 def _write(folder: Path, **fields: object) -> None:
     card = replace(read_card(folder), **fields)  # type: ignore[arg-type]
-    write_file(folder / CARD_FILE, card.to_json().encode())
+    write_file(folder / CARD_FILE, card.to_json().encode(), advice=space_advice(folder.parent))

@@ -121,6 +121,23 @@ class Method(nn.Module, ABC):
     def architecture(self) -> tuple[str, dict[str, Any]]:
         """Name and parameters that :func:`~CTMicroSRLib.networks.build_network` rebuilds the generator from."""
 
+    def check_patch(self, patch_voxels: int, batch: int = 2) -> None:
+        """Refuse patches that the networks can't work on, before any are cut.
+
+        Args:
+            patch_voxels: a clinical patch's edge.
+            batch: patches of a step on one process.
+
+        Raises:
+            UsageError: they are too small, or no multiple of what the networks need.
+        """
+        least = self.generator().smallest
+        if patch_voxels < least:
+            raise UsageError(
+                f"Patches of {patch_voxels} x {patch_voxels} voxels are too small for this method's network; choose "
+                f"--patch {least} or more."
+            )
+
     def companions(self) -> Mapping[str, Companion]:
         """Further networks to export, by the name of their folder in the run."""
         return {}
@@ -130,16 +147,19 @@ class Method(nn.Module, ABC):
         return {}
 
 
-def check_whole_strides(images: Tensor, stride: int) -> None:
-    """Refuse images that a network halves and doubles again to another size.
+def check_whole_strides(edge: int, stride: int) -> None:
+    """Refuse an image that a network halves and doubles again to another size.
+
+    Args:
+        edge: of the image, in its own voxels.
+        stride: what it must be a multiple of.
 
     Raises:
-        UsageError: rows or columns that are not a multiple of ``stride``.
+        UsageError: it is none.
     """
-    rows, columns = images.shape[-2:]
-    if rows % stride or columns % stride:
+    if edge % stride:
         raise UsageError(
-            f"Patches of {rows} x {columns} voxels are no multiples of the {stride} that this method's networks need; "
+            f"Patches of {edge} x {edge} voxels are no multiples of the {stride} that this method's networks need; "
             "choose another patch size."
         )
 

@@ -17,6 +17,7 @@ from CTMicroSRLib.intensity import IntensityWindow
 from CTMicroSRLib.models import sha256_of
 from CTMicroSRLib.networks import build_network
 from CTMicroSRLib.networks.generator import Generator
+from CTMicroSRLib.whole_files import replace_folder, restore_folder, write_file, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +75,7 @@ def export_generator(
         UsageError: the folder can't be written to.
     """
     from CTMicroSRLib.networks.freezing import freeze_norms
-    from CTMicroSRLib.training.checkpoints import save_tensors, write_file, writing
+    from CTMicroSRLib.training.checkpoints import save_tensors, space_advice
 
     name, parameters = architecture
     network = build_network(name, parameters)
@@ -89,16 +90,17 @@ def export_generator(
         parameters = parameters | {"norm": "frozen"}
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    with writing(folder):
+    advice = space_advice(folder.parent)
+    with writing(folder, advice=advice):
         part.mkdir(parents=True)
+        restore_folder(folder)
     try:
-        write_file(part / WEIGHTS_FILE, save_tensors(network.state_dict(), {}))
+        write_file(part / WEIGHTS_FILE, save_tensors(network.state_dict(), {}), advice=advice)
         card = _card(part / WEIGHTS_FILE, network, name, parameters, patches, export)
         card = replace(card, **_judged_before(folder, card.sha256))
-        write_file(part / CARD_FILE, card.to_json().encode())
-        with writing(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            part.replace(folder)
+        write_file(part / CARD_FILE, card.to_json().encode(), advice=advice)
+        with writing(folder, advice=advice):
+            replace_folder(folder, part)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -111,7 +113,9 @@ def _judged_before(folder: Path, sha256: str) -> dict[str, Any]:
         earlier = read_card(folder)
     except ModelError:
         return {}
-    return {"calibration": earlier.calibration, "metrics": earlier.metrics} if earlier.sha256 == sha256 else {}
+    if earlier.sha256 != sha256 or not earlier.as_written:
+        return {}
+    return {"calibration": earlier.calibration, "metrics": earlier.metrics}
 
 
 def _card(

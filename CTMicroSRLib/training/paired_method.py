@@ -128,6 +128,15 @@ class PairedGan(PairedMethod):
             channels=settings.discriminator_channels, norm=settings.discriminator_norm
         )
 
+    def check_patch(self, patch_voxels: int, batch: int = 2) -> None:
+        """The discriminator's batch norms need more than one value.
+
+        Raises:
+            UsageError: patches that leave them one.
+        """
+        super().check_patch(patch_voxels, batch)
+        self.discriminator.check_edge(patch_voxels * self.scale, batch)
+
     def optimisers(self) -> Mapping[str, OptimiserSettings]:
         """``generator`` and ``discriminator``."""
         rate = self.settings.learning_rate

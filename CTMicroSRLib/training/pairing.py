@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from CTMicroSRLib.training.losses.resampling import block_mean
+from CTMicroSRLib.resampling import block_mean
 from CTMicroSRLib.training.method import Batch, Domain
 
 Pairing = Literal["paired", "unpaired", "shrunk"]

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -41,10 +42,17 @@ class CasePatches:
 
 
 class PatchWriter:
-    """Writes the arrays of patches, case after case; see :func:`writing_patches`."""
+    """Writes the arrays of patches, case after case; see :func:`writing_patches`.
+
+    Attributes:
+        sources: what the manifest says of each case.
+        checksums: CRC-32 of what was written of each array, as :func:`~CTMicroSRLib.training.patches.verify_patches`
+            reads it.
+    """
 
     def __init__(self, folder: Path, layout: Mapping[str, tuple[type[np.generic], tuple[int, ...]]]) -> None:
         self.sources: list[dict[str, Any]] = []
+        self.checksums = dict.fromkeys(layout, 0)
         self._left = {name: shape[0] for name, (_, shape) in layout.items()}
         self._layout = layout
         self._files: dict[str, BinaryIO] = {}
@@ -97,8 +105,10 @@ class PatchWriter:
         if rows.shape[1:] != shape[1:] or len(rows) > self._left[name]:
             raise ValueError(f"{name} takes {self._left[name]} more rows of {shape[1:]}, not {rows.shape}")
         self._left[name] -= len(rows)
+        content = np.ascontiguousarray(rows, dtype=dtype).tobytes()
+        self.checksums[name] = zlib.crc32(content, self.checksums[name])
         with _on_disk(self._folder):
-            self._files[name].write(np.ascontiguousarray(rows, dtype=dtype).tobytes())
+            self._files[name].write(content)
 
 
 @contextmanager
@@ -148,6 +158,7 @@ def writing_patches(
             "patches": {"clinical": clinical, "micro": micro},
             "request": request,
             "sources": writer.sources,
+            "crc32": writer.checksums,
         }
         with _on_disk(folder):
             _write_text(part / MANIFEST, json.dumps(manifest, indent=1) + "\n")

@@ -9,12 +9,16 @@ A folder holds, beside ``manifest.json``,
     patch's first voxel;
     ``truth.npy`` ``(n, P * scale, P * scale)`` and ``scanner.npy`` ``(n, 2)`` float32 (width of the point spread in
     coarse voxels, standard deviation of the noise in HU): only where simulation knows them.
+
+The manifest has a CRC-32 of each array's values, which :func:`verify_patches` compares before a run trains on them.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +29,9 @@ from numpy.typing import NDArray
 
 from CTMicroSRLib.errors import RefusedInputError, UsageError
 from CTMicroSRLib.intensity import IntensityWindow
+from CTMicroSRLib.progress import Progress, check_cancelled
+
+logger = logging.getLogger(__name__)
 
 Int16: TypeAlias = NDArray[np.int16]
 Int32: TypeAlias = NDArray[np.int32]
@@ -38,6 +45,13 @@ STORED_UNIT = 32767
 
 SMALLEST_PATCH, LARGEST_PATCH = 8, 512
 LARGEST_SCALE = 16
+BYTES_AT_ONCE = 1 << 24
+ARRAYS = (
+    *("clinical", "clinical_case", "clinical_place", "micro", "micro_case", "micro_place"),
+    *("truth", "scanner"),
+)
+"""The arrays of a folder, which :class:`Patches` has under the same names; the last two where they are known."""
+
 DAMAGED = "the patches are damaged; delete the folder and make them again."
 
 
@@ -153,6 +167,42 @@ def open_patches(folder: Path) -> Patches:
     arrays = {name: _mapped(folder / f"{name}.npy", *expected) for name, expected in layout.items()}
     _check_cases(folder, arrays, len(sources))
     return Patches(folder, settings, simulated, sources, **arrays, simulation=simulation)
+
+
+def verify_patches(patches: Patches, progress: Progress) -> None:
+    """Read all patches once and compare them with the manifest's checksums; says so where there are none.
+
+    Args:
+        patches: opened.
+        progress: told of every array, and asked whether to stop.
+
+    Raises:
+        RefusedInputError: an array is not what was written.
+        CancelledError: ``progress`` said so.
+    """
+    checksums = _read_manifest(patches.folder).get("crc32")
+    if checksums is None:
+        logger.warning(
+            "The patches in %s are from before patches had checksums, so that damage in them can't be noticed.",
+            patches.folder,
+        )
+        return
+    names = [name for name in ARRAYS if getattr(patches, name) is not None]
+    for n, name in enumerate(names):
+        progress.update("checking patches", n, len(names))
+        if not isinstance(checksums, dict) or _checksum(getattr(patches, name), progress) != checksums.get(name):
+            raise RefusedInputError(
+                f"{patches.folder / f'{name}.npy'} is not what was written (its checksum differs); {DAMAGED}"
+            )
+    progress.update("checking patches", len(names), len(names))
+
+
+def _checksum(array: NDArray[Any], progress: Progress) -> int:
+    total, rows = 0, max(1, BYTES_AT_ONCE // max(1, array[:1].nbytes))
+    for first in range(0, len(array), rows):
+        check_cancelled(progress)
+        total = zlib.crc32(np.ascontiguousarray(array[first : first + rows]).tobytes(), total)
+    return total
 
 
 def patches_made_before(

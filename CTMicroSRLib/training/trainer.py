@@ -21,9 +21,10 @@ from CTMicroSRLib.training.checkpoints import (
     read_checkpoint,
 )
 from CTMicroSRLib.training.initial_weights import load_initial_weights
-from CTMicroSRLib.training.launching import launch
+from CTMicroSRLib.training.launching import launch, planned
 from CTMicroSRLib.training.method import Batch, Method
 from CTMicroSRLib.training.methods import MethodKind
+from CTMicroSRLib.training.run_lock import only_training
 from CTMicroSRLib.training.settings import TrainerSettings
 from CTMicroSRLib.training.training_run import BatchSource, TrainingRun
 
@@ -70,8 +71,8 @@ def train(
         extra: more for ``settings.json`` (where the patches come from); a resumed run must have the same.
 
     Raises:
-        UsageError: a folder that has a checkpoint, or has none to resume from; other settings than the checkpoint's;
-            a batch that can't be divided among the processes, or lacks a domain.
+        UsageError: a folder that has a checkpoint, has none to resume from, or is being trained in; other settings than
+            the checkpoint's; a batch that can't be divided among the processes, or lacks a domain.
         ModelError: a checkpoint that is damaged or of another method; initial weights that don't fit; a loss or
             gradient that is no longer finite (the last checkpoint stays).
         ResourceError: no such device, a package is missing, or the disk is full (the last checkpoint stays).
@@ -85,25 +86,22 @@ def train(
         **(extra or {}),
     }
     settle_vector_math()
-    check_run(run, resume=resume)
-    checkpoint = _checkpoint_to_resume(run, described) if resume else None
-    fabric = launch(device, devices, settings.precision)
-    if settings.batch % fabric.world_size:
-        raise UsageError(
-            f"A batch of {settings.batch} can't be divided among {fabric.world_size} processes; choose a multiple."
-        )
-    with torch.random.fork_rng(devices=[]):
-        sample = batches(0, fabric.global_rank, fabric.world_size)
-        torch.manual_seed(settings.seed)
-        method = kind.build(method_settings)
-        if initial is not None and checkpoint is None:
-            load_initial_weights(method.generator(), initial)
-        check_domains(method, kind.name, sample)
-        training = TrainingRun(fabric, method, settings, described, run)
-        if checkpoint is not None:
-            training.restore(checkpoint)
+    with only_training(run):
+        check_run(run, resume=resume)
+        checkpoint = _checkpoint_to_resume(run, described) if resume else None
+        fabric = launch(planned(device, devices, settings.batch), settings.precision)
         last = settings.steps if stop_at is None else min(settings.steps, stop_at)
-        training.go_on(batches, sample, last, progress or SilentProgress())
+        with torch.random.fork_rng(devices=[]):
+            sample = batches(0, fabric.global_rank, fabric.world_size)
+            torch.manual_seed(settings.seed)
+            method = kind.build(method_settings)
+            if initial is not None and checkpoint is None:
+                load_initial_weights(method.generator(), initial)
+            check_domains(method, kind.name, sample)
+            training = TrainingRun(fabric, method, settings, described, run)
+            if checkpoint is not None:
+                training.restore(checkpoint)
+            training.go_on(batches, sample, last, progress or SilentProgress())
     return run / WEIGHTS_FILE
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from CTMicroSRLib.errors import ModelError, ResourceError
-from CTMicroSRLib.training.checkpoints import CHECKPOINT_FILE, write_file, writing
+from CTMicroSRLib.training.checkpoints import CHECKPOINT_FILE, space_advice
 from CTMicroSRLib.training.samples import png
+from CTMicroSRLib.whole_files import write_file, writing
 
 LOG_FILE = "log.jsonl"
 SAMPLES_FOLDER = "samples"
@@ -92,11 +94,12 @@ class TrainingLog:
         self._seconds_before = float(records[-1]["seconds"]) if records else 0.0
         self._started = time.monotonic()
         self._last = (first_step, self._seconds_before)
-        write_file(self._path, "".join(json.dumps(record) + "\n" for record in records).encode())
-        with writing(self._path):
+        kept = "".join(json.dumps(record) + "\n" for record in records)
+        write_file(self._path, kept.encode(), advice=space_advice(run))
+        with self._writing(self._path):
             (run / SAMPLES_FOLDER).mkdir(exist_ok=True)
             self._file = self._path.open("a", encoding="utf-8")
-        with writing(run / TENSORBOARD_FOLDER):
+        with self._writing(run / TENSORBOARD_FOLDER):
             self._board: Any = SummaryWriter(str(run / TENSORBOARD_FOLDER), purge_step=first_step + 1)
 
     def record(self, step: int, losses: Mapping[str, float], learning_rates: Mapping[str, float]) -> None:
@@ -113,10 +116,10 @@ class TrainingLog:
             "seconds": seconds,
             "steps_per_second": steps / max(elapsed, 1e-9),
         }
-        with writing(self._path):
+        with self._writing(self._path):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
-        with writing(self._run / TENSORBOARD_FOLDER):
+        with self._writing(self._run / TENSORBOARD_FOLDER):
             scalars = {f"loss/{name}": value for name, value in losses.items()}
             scalars |= {f"learning_rate/{name}": value for name, value in learning_rates.items()}
             for name, value in {**scalars, "steps_per_second": record["steps_per_second"]}.items():
@@ -124,15 +127,19 @@ class TrainingLog:
 
     def picture(self, step: int, picture: NDArray[np.uint8]) -> None:
         """Keep a sample picture of the weights after ``step`` steps."""
-        write_file(self._run / SAMPLES_FOLDER / f"step-{step:07d}.png", png(picture))
-        with writing(self._run / TENSORBOARD_FOLDER):
+        path = self._run / SAMPLES_FOLDER / f"step-{step:07d}.png"
+        write_file(path, png(picture), advice=space_advice(self._run))
+        with self._writing(self._run / TENSORBOARD_FOLDER):
             self._board.add_image("sample", picture, step, dataformats="HW")
+
+    def _writing(self, path: Path) -> AbstractContextManager[None]:
+        return writing(path, advice=space_advice(self._run))
 
     def close(self) -> None:
         """End the files."""
-        with writing(self._path):
+        with self._writing(self._path):
             self._file.close()
-        with writing(self._run / TENSORBOARD_FOLDER):
+        with self._writing(self._run / TENSORBOARD_FOLDER):
             self._board.close()
 
 

@@ -24,9 +24,8 @@ from CTMicroSRLib.training.checkpoints import (
     Checkpoint,
     damaged,
     save_tensors,
+    space_advice,
     write_checkpoint,
-    write_file,
-    writing,
 )
 from CTMicroSRLib.training.gradients import average_over_processes, clip_gradients, gradient_norm
 from CTMicroSRLib.training.image_pool import ImagePools, PoolSettings
@@ -36,6 +35,7 @@ from CTMicroSRLib.training.samples import sample_picture
 from CTMicroSRLib.training.settings import TrainerSettings
 from CTMicroSRLib.training.training_log import TrainingLog, Watch
 from CTMicroSRLib.training.weight_average import WeightAverage
+from CTMicroSRLib.whole_files import write_file, writing
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -184,7 +184,7 @@ class TrainingRun:
                 tensors |= {f"adam.{name}.{key}": value for key, value in optimiser.state().items()}
             write_checkpoint(self.run, Checkpoint(self.done, self._described, tensors | pools))
             metadata = {"step": str(self.done), "method": str(self._described["method"])}
-            write_file(self.run / WEIGHTS_FILE, save_tensors(weights, metadata))
+            write_file(self.run / WEIGHTS_FILE, save_tensors(weights, metadata), advice=space_advice(self.run))
 
         self._first_process(write)
         self._saved = self.done
@@ -207,9 +207,10 @@ class TrainingRun:
             return sample_picture(self.average.network, self._sample, self.method.card_fields().get("planes", ()))
 
     def _open_files(self) -> TrainingLog:
-        with writing(self.run):
+        advice = space_advice(self.run)
+        with writing(self.run, advice=advice):
             self.run.mkdir(parents=True, exist_ok=True)
-        write_file(self.run / SETTINGS_FILE, (json.dumps(self._described, indent=2) + "\n").encode())
+        write_file(self.run / SETTINGS_FILE, (json.dumps(self._described, indent=2) + "\n").encode(), advice=advice)
         return TrainingLog(self.run, self.done)
 
     def _first_process(self, action: Callable[[], None]) -> None:

@@ -17,9 +17,9 @@ import numpy as np
 
 from CTMicroSRLib.evaluation.candidates import find_candidates, loaded
 from CTMicroSRLib.evaluation.error_shares import ErrorShares, Place, error_shares, places_of
-from CTMicroSRLib.evaluation.interpolators import INTERPOLATORS
 from CTMicroSRLib.evaluation.linear_oracle import best_linear_estimate, texture_floor
 from CTMicroSRLib.evaluation.variants import Scanner, model_variants
+from CTMicroSRLib.interpolators import INTERPOLATORS
 from CTMicroSRLib.models import DEFAULT_MODEL
 from CTMicroSRLib.simulation.cases import Case, simulate_case
 from CTMicroSRLib.simulation.sets import case_set

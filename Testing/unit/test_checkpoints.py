@@ -111,13 +111,13 @@ def test_a_missing_checkpoint_is_refused(tmp_path):
         (errno.EACCES, UsageError, "cannot be written"),
     ],
 )
-@pytest.mark.parametrize("place", ["os.fsync", "Path.replace"])
+@pytest.mark.parametrize("place", ["whole_files.os.fsync", "whole_files.Path.replace"])
 def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path, monkeypatch, number, error, message, place):
     def fail(*_arguments):
         raise OSError(number, os.strerror(number))
 
     write_checkpoint(tmp_path, Checkpoint(5, SETTINGS, tensors()))
-    monkeypatch.setattr(f"CTMicroSRLib.training.checkpoints.{place}", fail)
+    monkeypatch.setattr(f"CTMicroSRLib.{place}", fail)
     with pytest.raises(error, match=message):
         write_checkpoint(tmp_path, Checkpoint(6, SETTINGS, tensors(2.0)))
     monkeypatch.undo()
@@ -133,7 +133,7 @@ def test_a_file_appears_under_its_name_only_when_it_is_whole(tmp_path, monkeypat
         seen.append((sorted(path.suffix for path in tmp_path.iterdir()), os.fstat(descriptor).st_size))
         synchronise(descriptor)
 
-    monkeypatch.setattr("CTMicroSRLib.training.checkpoints.os.fsync", look)
+    monkeypatch.setattr("CTMicroSRLib.whole_files.os.fsync", look)
     write_file(tmp_path / "a.bin", b"12345")
     assert seen == [([".part"], 5)]
     assert (tmp_path / "a.bin").read_bytes() == b"12345"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from CTMicroSRLib.evaluation.error_shares import ErrorShares, Place, error_shares, places_of
-from CTMicroSRLib.evaluation.interpolators import INTERPOLATORS
 from CTMicroSRLib.evaluation.linear_oracle import best_linear_estimate, texture_floor
 from CTMicroSRLib.evaluation.metrics import psnr_db
+from CTMicroSRLib.interpolators import INTERPOLATORS
 from CTMicroSRLib.simulation.cases import Case, CaseSettings, simulate_case
 from CTMicroSRLib.simulation.description import Description, Label, Tubes
 from CTMicroSRLib.simulation.scanner import PairedScan, coarse_geometry

@@ -10,12 +10,12 @@ import pytest
 
 from CTMicroSRLib.errors import CancelledError, UsageError
 from CTMicroSRLib.evaluation.crops_figure import draw_crops
-from CTMicroSRLib.evaluation.interpolators import INTERPOLATORS
 from CTMicroSRLib.evaluation.metrics import psnr_db
 from CTMicroSRLib.evaluation.simulated import evaluate_models
 from CTMicroSRLib.evaluation.tables import write_table
 from CTMicroSRLib.evaluation.variants import Scanner, model_variants
 from CTMicroSRLib.evaluation.yardsticks import prepare_reference, read_image, summarise
+from CTMicroSRLib.interpolators import INTERPOLATORS
 from CTMicroSRLib.progress import SilentProgress
 from CTMicroSRLib.session import load_model
 from CTMicroSRLib.simulation.cases import CaseSettings, simulate_case

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from CTMicroSRLib.evaluation.interpolators import INTERPOLATORS
 from CTMicroSRLib.evaluation.metrics import PEAK_HU, psnr_db, quality, ssim
 from CTMicroSRLib.evaluation.residuals import input_residual
 from CTMicroSRLib.evaluation.results import coverage
 from CTMicroSRLib.evaluation.simulated import back_projected
+from CTMicroSRLib.interpolators import INTERPOLATORS
 from CTMicroSRLib.simulation.cases import CaseSettings, make_case
 from CTMicroSRLib.training.calibration import fit_calibration
 

@@ -15,7 +15,7 @@ def test_a_run_is_found_by_its_exported_model(make_model, tmp_path):
     run.mkdir()
     make_model("tiny").rename(run / "model")
     (found,) = find_candidates([str(run)])
-    assert (found.label, found.folder) == ("tiny", run / "model")
+    assert (found.label, found.folder) == ("run-a", run / "model")  # not its card's name
 
 
 def test_a_run_without_exported_model_is_refused(tmp_path):
@@ -63,6 +63,13 @@ def test_a_models_method_and_preset_find_what_its_paper_says(make_model):
     assert value("cincgan", "simulated") == ("P1", 4, 9.99)
     assert value("bayesian-cyclegan", "simulated", "m_hum_mean_of_minima") == ("P3", 2, 0.28)
     assert value("supervised on simulated pairs, L2", "simulated") is None
+
+
+def test_a_papers_number_says_which_settings_were_changed(make_model):
+    card = card_of(make_model("changed", method="sr-cyclegan (preset jmi2022, changed: channels, blocks)"))
+    assert published_for(card, "micro-self")["paper_psnr_db"].changed == "channels, blocks"
+    card = card_of(make_model("as-told", method="sr-cyclegan (preset jmi2022)"))
+    assert published_for(card, "micro-self")["paper_psnr_db"].changed == ""
 
 
 def test_a_papers_variant_is_the_preset_that_trains_it():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 
 import numpy as np
 import pytest
 
-from CTMicroSRLib.errors import UsageError
+from CTMicroSRLib.errors import ResourceError, UsageError
 from CTMicroSRLib.evaluation.candidates import find_candidates
 from CTMicroSRLib.evaluation.crops_figure import plainest_crop, readable
 from CTMicroSRLib.evaluation.results import Row, Table
@@ -101,6 +103,27 @@ def test_the_papers_number_stands_beside_the_own_one_and_is_called_another_data_
     plain = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert "published" not in plain[0]
     assert {(n["metric"], n["value"]) for n in plain[1]["published"]} >= {("paper_psnr_db", 17.71)}
+
+
+def test_the_papers_number_beside_other_settings_names_them(make_model):
+    model = make_model("srcg", method="sr-cyclegan (preset jmi2022, changed: channels, blocks)")
+    rows = [Row("srcg, consistency off", {"paper_psnr_db": 21.456})]
+    text = markdown(Table(with_published(rows, find_candidates([str(model)]), "simulated"), {}, TABLE.protocol))
+    assert "21.46 (the paper's: 17.71, another data set, changed here: channels, blocks)" in text
+
+
+def test_a_table_that_can_not_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / "table.md"
+    path.write_text("before")
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("CTMicroSRLib.whole_files.os.fsync", full)
+    with pytest.raises(ResourceError, match=r"^There is no space left to write .*; free some space and do it again\.$"):
+        write_table(TABLE, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["table.md"]
+    assert path.read_text() == "before"
 
 
 def test_an_output_without_suffix_or_a_folder_is_all_four_kinds(tmp_path):

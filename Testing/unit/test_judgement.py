@@ -79,8 +79,24 @@ def test_a_model_that_is_not_measured_has_no_numbers(make_model, small_sets):
     before = json.loads((folder / "card.json").read_text())
     judge(folder, SilentProgress(), calibrated=True, measured=False)
     after = json.loads((folder / "card.json").read_text())
-    assert after.pop("calibration") != before.pop("calibration")
+    for changed in ("calibration", "card_sha256"):
+        assert after.pop(changed) != before.pop(changed)
     assert after == before
+
+
+def test_judging_twice_gives_the_same_card(make_model, small_sets):
+    folder = make_model("random", parameters={"channels": 8, "blocks": 2, "scale": 4, "dropout_rate": 0.2})
+    judge(folder, SilentProgress(), calibrated=True, measured=False)
+    first = (folder / "card.json").read_bytes()
+    judge(folder, SilentProgress(), calibrated=True, measured=False)
+    assert (folder / "card.json").read_bytes() == first
+
+
+def test_a_deviation_that_tells_nothing_of_the_errors_is_warned_of(make_model, small_sets, monkeypatch, caplog):
+    folder = make_model("random", parameters={"channels": 8, "blocks": 2, "scale": 4, "dropout_rate": 0.2})
+    monkeypatch.setattr("CTMicroSRLib.training.calibration.fit_calibration", lambda *_: Calibration(0.0, 12.0))
+    judge(folder, SilentProgress(), calibrated=True, measured=False)
+    assert "calibrated uncertainty is 12.0 HU everywhere" in caplog.text
 
 
 def test_calibration_tells_how_far_it_is_and_stops_where_it_is_asked_to(make_model, small_sets):

@@ -8,10 +8,10 @@ import torch
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
+from CTMicroSRLib.resampling import bicubic, block_mean, gaussian_pyramid, point_sampled, repeat
 from CTMicroSRLib.training.losses.adversarial import discriminator_loss, generator_loss
 from CTMicroSRLib.training.losses.latent import kl_to_unit_normal
 from CTMicroSRLib.training.losses.mmsr import MmsrWeights, mmsr_losses
-from CTMicroSRLib.training.losses.resampling import bicubic, block_mean, gaussian_pyramid, point_sampled, repeat
 from CTMicroSRLib.training.losses.ssim import SSIM_CONSTANTS, SsimConstants, ssim
 from CTMicroSRLib.training.losses.variation import total_variation
 

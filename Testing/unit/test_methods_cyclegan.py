@@ -11,7 +11,7 @@ from method_steps import PlainUpdate, make_batch, parameters_without_gradient, r
 from CTMicroSRLib.card import Postprocess
 from CTMicroSRLib.errors import UsageError
 from CTMicroSRLib.networks import build_network
-from CTMicroSRLib.training.losses.resampling import gaussian_pyramid
+from CTMicroSRLib.resampling import gaussian_pyramid
 from CTMicroSRLib.training.losses.ssim import SSIM_CONSTANTS, ssim
 from CTMicroSRLib.training.methods import changed, method_kind
 from CTMicroSRLib.training.methods.sr_cyclegan import PRESETS, Settings

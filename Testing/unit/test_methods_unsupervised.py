@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from CTMicroSRLib.errors import UsageError
 from CTMicroSRLib.networks import build_network
-from CTMicroSRLib.training.losses.resampling import block_mean
+from CTMicroSRLib.resampling import block_mean
 from CTMicroSRLib.training.methods import changed, method_kind
 from CTMicroSRLib.training.methods.pseudo_sr import geometry_ensemble
 from CTMicroSRLib.training.settings import TrainerSettings

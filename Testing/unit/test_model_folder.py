@@ -159,11 +159,47 @@ def test_a_full_disk_leaves_the_model_that_was_there_before(patches, tmp_path, m
             raise OSError(getattr(errno, number), number)
         sync(descriptor)
 
-    monkeypatch.setattr("CTMicroSRLib.training.checkpoints.os.fsync", full)
+    monkeypatch.setattr("CTMicroSRLib.whole_files.os.fsync", full)
     with pytest.raises(error, match=r"^[^\n]*[^.]\.$"):
         export(small("unet"), patches, tmp_path / "model", name="after")
     assert content(tmp_path / "model") == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_new_model_that_can_not_take_its_place_leaves_the_one_before(patches, tmp_path, monkeypatch):
+    export(small("unet"), patches, tmp_path / "model", name="before")
+    before = content(tmp_path / "model")
+    rename = Path.rename
+
+    def held(path, target):
+        if path.name == "model.part":
+            raise PermissionError(13, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", held)
+    with pytest.raises(UsageError, match="cannot be written"):
+        export(small("unet"), patches, tmp_path / "model", name="after")
+    assert content(tmp_path / "model") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_export_takes_up_what_one_that_was_killed_in_the_change_had_put_aside(patches, tmp_path):
+    method = small("compact")
+    folder = export(method, patches, tmp_path / "model")
+    judged = replace(read_card(folder), calibration=Calibration(scale=2.0, floor_hu=3.0))
+    (folder / "card.json").write_text(judged.to_json(), encoding="utf-8")
+    folder.rename(tmp_path / ".model.before")
+    export(method, patches, folder)
+    assert read_card(folder).calibration == judged.calibration
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_calibration_that_was_altered_by_hand_is_not_kept(patches, tmp_path):
+    method = small("compact")
+    folder = export(method, patches, tmp_path / "model")
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps(card | {"calibration": {"scale": 9.0, "floor_hu": 9.0}}))
+    assert read_card(export(method, patches, folder)).calibration == Calibration()
 
 
 def test_an_export_replaces_the_one_before_and_what_a_killed_one_left(patches, tmp_path):

@@ -49,9 +49,12 @@ def shipped(make_model, tmp_path, monkeypatch):
     return folder
 
 
-def edit_card(folder: Path, **changes):
+def edit_card(folder: Path, *, signed=False, **changes):
+    """Other values on the card, which then has no checksum of its own unless it is to stay ``signed``."""
     card = json.loads((folder / "card.json").read_text())
     card.update(changes)
+    if not signed:
+        del card["card_sha256"]
     (folder / "card.json").write_text(json.dumps(card))
     return folder
 
@@ -67,6 +70,8 @@ def test_a_card_reads_back_as_it_was_written(make_model):
     card = read_card(folder)
     (folder / "card.json").write_text(card.to_json(), encoding="utf-8")
     assert read_card(folder) == card
+    assert card.as_written
+    assert card.card_sha256
     assert (card.planes, card.calibration, card.result, card.title) == (
         (PLANE,),
         Calibration(1.5, 4.0),
@@ -277,6 +282,42 @@ def test_any_other_file_is_refused_and_nothing_else_happens(tmp_path, header, le
 def test_a_card_with_a_wrong_field_is_refused(tiny_model, changes, words):
     edit_card(tiny_model, **changes)
     with pytest.raises(ModelError, match=words):
+        read_card(tiny_model)
+
+
+ALTERED = {
+    "window": {"low_hu": -1000.0, "high_hu": 2499.0},
+    "planes": [{"quantity": "psf_fwhm_voxels", "mean": 1.8, "std": 0.7, "low": 0.65, "high": 4.0}],
+    "calibration": {"scale": 1.1, "floor_hu": 0.0},
+    "postprocess": {"histogram_cells": True, "median_voxels": 0},
+    "result": "mean",
+}
+
+
+@pytest.mark.parametrize("key", ALTERED)
+def test_a_card_that_was_altered_by_hand_is_refused_as_altered_weights_are(tiny_model, user_folder, key):
+    load_model(tiny_model, device="cpu")
+    edit_card(tiny_model, signed=True, **{key: ALTERED[key]})
+    for use in (load_model, import_model, lambda folder: verify_model(find_model(folder))):
+        with pytest.raises(ModelError, match=r"^The card .*card\.json was altered since .*; get the model [^.]*\.$"):
+            use(tiny_model)
+
+
+def test_what_is_for_people_may_be_changed_on_a_card_and_numbers_written_otherwise(tiny_model):
+    edit_card(tiny_model, signed=True, name="other", title="Mine", licence="CC0-1.0")
+    edit_card(tiny_model, signed=True, window={"high_hu": 2500, "low_hu": -1000})
+    load_model(tiny_model, device="cpu")
+
+
+def test_a_card_from_before_cards_had_a_checksum_is_taken_as_it_is(tiny_model):
+    edit_card(tiny_model, window={"low_hu": -900.0, "high_hu": 2500.0})
+    load_model(tiny_model, device="cpu")
+
+
+@pytest.mark.parametrize("value", [None, 3, ["a"]])
+def test_a_checksum_that_is_no_text_is_refused(tiny_model, value):
+    edit_card(tiny_model, signed=True, card_sha256=value)
+    with pytest.raises(ModelError, match="card_sha256 is not text"):
         read_card(tiny_model)
 
 

@@ -75,6 +75,22 @@ def test_a_wide_layer_pads_as_torch_does(mode: Literal["zeros", "reflect"]) -> N
     assert_same(layer(features).detach(), stock.double()(features.double()))
 
 
+def test_its_result_may_be_changed_in_place() -> None:
+    torch.manual_seed(6)
+    layer = WideConvolution(LEAST_CHANNELS, LEAST_CHANNELS, 3, padding=1)
+    features = torch.randn(1, LEAST_CHANNELS, 8, 8)
+    assert fits(features, layer)
+    gradient = {}
+    for in_place in (False, True):
+        layer.zero_grad()
+        result = layer(features)
+        assert result.is_contiguous(memory_format=torch.channels_last)
+        functional.relu(result, inplace=in_place).square().sum().backward()
+        assert layer.weight.grad is not None
+        gradient[in_place] = layer.weight.grad.clone()
+    assert torch.equal(gradient[True], gradient[False])
+
+
 def test_only_the_gradients_that_are_asked_for_are_computed() -> None:
     layer = WideConvolution(LEAST_CHANNELS, LEAST_CHANNELS, 3, padding=1)
     layer.requires_grad_(False)

@@ -17,7 +17,7 @@ from CTMicroSRLib.evaluation.ct_self import evaluate_ct_self
 from CTMicroSRLib.evaluation.metrics import psnr_db
 from CTMicroSRLib.evaluation.micro_self import evaluate_micro_self
 from CTMicroSRLib.evaluation.micro_slices import MicroSource, spread_slices
-from CTMicroSRLib.evaluation.protocols import PROTOCOLS, ProtocolOptions, prepare_protocol
+from CTMicroSRLib.evaluation.protocols import PROTOCOLS, ProtocolOptions, prepare_protocol, run_protocol
 from CTMicroSRLib.evaluation.shrinking import block_means, point_samples, pyramid_levels, whole_blocks
 from CTMicroSRLib.evaluation.synthesized import evaluate_synthesized, synthesized
 from CTMicroSRLib.evaluation.variants import VARIANTS
@@ -111,7 +111,7 @@ def test_micro_self_has_rows_for_both_ways_to_shrink_and_measures_against_the_mi
         for method in ("bicubic", "B-spline", "Lanczos", "srcg-4x, consistency off", "srcg-4x, scan (default)")
     ]
     (truth,) = source.volumes(4)
-    from CTMicroSRLib.evaluation.interpolators import bicubic
+    from CTMicroSRLib.interpolators import bicubic
 
     expected = np.mean([psnr_db(bicubic(block_means(truth, 4)[k], 4), truth[k]) for k in range(2)])
     assert by_name["bicubic, block means"]["psnr_db"] == pytest.approx(expected, abs=1e-6)
@@ -198,6 +198,7 @@ def synthesizer(make_model):
         save_file(weights, folder / "model.safetensors")
         card = json.loads((folder / "card.json").read_text())
         card["sha256"] = sha256_of(folder / "model.safetensors")
+        del card["card_sha256"]
         (folder / "card.json").write_text(json.dumps(card))
         return folder
 
@@ -274,3 +275,29 @@ def test_the_command_offers_every_protocol_and_kind_of_variants():
         for variants in VARIANTS:
             arguments = ["evaluate", "m", "--output", "t", "--protocol", protocol, "--variants", variants]
             assert build_parser().parse_args(arguments).protocol == protocol
+
+
+def test_a_scan_that_is_given_twice_by_whatever_path_is_refused(micro_file, tmp_path):
+    import os
+
+    linked, other = tmp_path / "linked.nrrd", micro_file.parent / ".." / micro_file.parent.name / micro_file.name
+    os.link(micro_file, linked)
+    for again in (micro_file, linked, other):
+        with pytest.raises(UsageError, match=r"^The scan .* is given twice; leave one out\.$"):
+            MicroSource(ONE_CASE, (micro_file, again), (2000.0, 9000.0))
+        with pytest.raises(UsageError, match="is given twice"):
+            evaluate_ct_self(["compact-8x"], [micro_file, again], SilentProgress())
+
+
+def test_a_warning_is_said_once_in_an_evaluation_and_again_in_the_next(caplog, monkeypatch):
+    import logging
+
+    def warn(*_arguments, **_options):
+        for text in ("a", "a", "b", "a"):
+            logging.getLogger("CTMicroSRLib.acquisition.estimation").warning("estimated: %s", text)
+
+    monkeypatch.setattr("CTMicroSRLib.evaluation.simulated.evaluate_models", warn)
+    for _ in range(2):
+        run_protocol(["compact-8x"], ProtocolOptions(cases=1), SilentProgress())
+        assert [record.getMessage() for record in caplog.records] == ["estimated: a", "estimated: b"]
+        caplog.clear()

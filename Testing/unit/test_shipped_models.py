@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from CTMicroSRLib import load_model, super_resolve
-from CTMicroSRLib.evaluation.interpolators import INTERPOLATORS
 from CTMicroSRLib.evaluation.metrics import quality
+from CTMicroSRLib.interpolators import INTERPOLATORS
 from CTMicroSRLib.models import find_model, shipped_models_folders, verify_model
 from CTMicroSRLib.networks.generator import WHOLE, Border
 from CTMicroSRLib.session import ScanConditions

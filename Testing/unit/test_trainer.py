@@ -413,7 +413,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_old_checkpoint(tmp_path, monke
     settings = replace(SETTINGS, checkpoint_steps=2)
     run_tiny(tmp_path, settings, stop_at=2)
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
-    monkeypatch.setattr("CTMicroSRLib.training.checkpoints.os.fsync", FullDisk(after=2))
+    monkeypatch.setattr("CTMicroSRLib.whole_files.os.fsync", FullDisk(after=2))
     with pytest.raises(ResourceError, match=r"^There is no space left to write .*; free some space .*--resume\.$"):
         run_tiny(tmp_path, replace(settings, image_steps=100), resume=True)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before

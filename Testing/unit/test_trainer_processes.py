@@ -44,7 +44,7 @@ from test_trainer_processes import KIND, METHOD, PAPER_METHOD, PAPER_SETTINGS, S
 
 from CTMicroSRLib.errors import CTMicroSRError
 from CTMicroSRLib.progress import SilentProgress
-from CTMicroSRLib.training import checkpoints
+from CTMicroSRLib import whole_files
 from CTMicroSRLib.training.methods import method_kind
 from CTMicroSRLib.training.trainer import train
 
@@ -80,7 +80,7 @@ def broken_here(step, process, processes):
 
 def full_disk(run, checkpoint):
     if checkpoint.step == 8:
-        with checkpoints.writing(run):
+        with whole_files.writing(run):
             raise OSError(errno.ENOSPC, "full")
     return write(run, checkpoint)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from CTMicroSRLib.evaluation.interpolators import INTERPOLATORS, lanczos
 from CTMicroSRLib.evaluation.printed_grid import PrintedGrid, printed_grid
 from CTMicroSRLib.evaluation.shift import Shift, shift_of
+from CTMicroSRLib.interpolators import INTERPOLATORS, lanczos
 
 SCALE = 8
 RNG = np.random.default_rng

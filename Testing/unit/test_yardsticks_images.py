@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from CTMicroSRLib.evaluation.fourier_ring import cutoffs_per_mm, local_resolution, ring_correlation
-from CTMicroSRLib.evaluation.interpolators import bicubic
 from CTMicroSRLib.evaluation.masked import masked_quality
 from CTMicroSRLib.evaluation.metrics import quality
 from CTMicroSRLib.evaluation.spectra import PatchSettings, ensemble_noise, grid_peak, noise_power_spectrum, power_ratio
+from CTMicroSRLib.interpolators import bicubic
 
 PIXEL_MM = 0.08
 RNG = np.random.default_rng

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional
 
-from CTMicroSRLib.training.losses.resampling import block_mean, repeat
+from CTMicroSRLib.resampling import block_mean, repeat
 from CTMicroSRLib.training.losses.ssim import SSIM_CONSTANTS, SsimConstants, ssim
 
 

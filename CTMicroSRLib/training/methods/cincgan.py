@@ -19,9 +19,9 @@ from CTMicroSRLib.networks.cincgan import CinCGenerator, Translator
 from CTMicroSRLib.networks.discriminators import StridedDiscriminator
 from CTMicroSRLib.networks.generator import Generator, doublings_of
 from CTMicroSRLib.networks.initialisation import initialise_normal
+from CTMicroSRLib.resampling import block_mean
 from CTMicroSRLib.training.critics import Judged, critic_losses
 from CTMicroSRLib.training.losses.adversarial import generator_loss
-from CTMicroSRLib.training.losses.resampling import block_mean
 from CTMicroSRLib.training.losses.variation import total_variation
 from CTMicroSRLib.training.method import Batch, Domain, Method, OptimiserSettings, Update, frozen
 from CTMicroSRLib.training.setting_checks import check_above_zero, check_at_least, check_share, check_weights
@@ -110,6 +110,16 @@ class CinCMethod(Method):
             "joint": OptimiserSettings((*generators, "to_coarse"), second, span=after),
             "joint_critics": OptimiserSettings(("clean_critic", "micro_critic"), second, span=after),
         }
+
+    def check_patch(self, patch_voxels: int, batch: int = 2) -> None:
+        """D1 sees the coarse grid, D2 the fine one.
+
+        Raises:
+            UsageError: a size that one of them can't work on.
+        """
+        super().check_patch(patch_voxels, batch)
+        self.clean_critic.check_edge(patch_voxels)
+        self.micro_critic.check_edge(patch_voxels * self.scale)
 
     def step(self, batch: Batch, update: Update) -> None:
         """The inner stage's losses; after ``inner_share`` of the training the outer cycle's too."""

@@ -181,6 +181,15 @@ class CycleGan(Method):
         """Of the generator to micro-CT."""
         return "resnet", {"scale": self.scale, **self._shape()}
 
+    def check_patch(self, patch_voxels: int, batch: int = 2) -> None:
+        """Both discriminators see the fine grid.
+
+        Raises:
+            UsageError: a size that one of them can't work on.
+        """
+        super().check_patch(patch_voxels, batch)
+        self.micro_discriminator.check_edge(patch_voxels * self.scale)
+
     def step(self, batch: Batch, update: Update) -> None:
         """Both generators, then both discriminators, all on the fine grid."""
         s = self.settings

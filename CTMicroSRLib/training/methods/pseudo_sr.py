@@ -18,9 +18,9 @@ from torch.nn import functional
 from CTMicroSRLib.networks.discriminators import StridedDiscriminator
 from CTMicroSRLib.networks.generator import Generator, doublings_of
 from CTMicroSRLib.networks.pseudo_sr import PseudoSrGenerator, TransferNetwork, TransferNorm
+from CTMicroSRLib.resampling import block_mean
 from CTMicroSRLib.training.critics import critic_losses
 from CTMicroSRLib.training.losses.adversarial import generator_loss
-from CTMicroSRLib.training.losses.resampling import block_mean
 from CTMicroSRLib.training.method import Batch, Domain, Method, OptimiserSettings, Update, frozen
 from CTMicroSRLib.training.setting_checks import check_above_zero, check_at_least, check_choice, check_weights
 
@@ -99,6 +99,16 @@ class PseudoSrMethod(Method):
             "generators": OptimiserSettings(("to_micro", "to_clinical"), rate),
             "critics": OptimiserSettings(("clinical_critic", "clean_critic", "fine_critic"), rate),
         }
+
+    def check_patch(self, patch_voxels: int, batch: int = 2) -> None:
+        """Two discriminators see the coarse grid, one the fine grid.
+
+        Raises:
+            UsageError: a size that one of them can't work on.
+        """
+        super().check_patch(patch_voxels, batch)
+        for critic, scale in ((self.clinical_critic, 1), (self.clean_critic, 1), (self.fine_critic, self.scale)):
+            critic.check_edge(patch_voxels * scale)
 
     def step(self, batch: Batch, update: Update) -> None:
         """Make clinical patches and clean them, move the discriminators, then the generators."""

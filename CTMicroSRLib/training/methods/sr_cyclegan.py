@@ -24,10 +24,10 @@ from CTMicroSRLib.networks.generator import Generator, doublings_of
 from CTMicroSRLib.networks.initialisation import initialise_normal
 from CTMicroSRLib.networks.micro_to_clinical import MicroToClinicalGenerator
 from CTMicroSRLib.networks.sr_cyclegan import ClinicalToMicroGenerator
+from CTMicroSRLib.resampling import block_mean
 from CTMicroSRLib.training.critics import adversarial_loss, critic_losses
 from CTMicroSRLib.training.losses.adversarial import Adversarial
 from CTMicroSRLib.training.losses.mmsr import MmsrWeights, mmsr_losses
-from CTMicroSRLib.training.losses.resampling import block_mean
 from CTMicroSRLib.training.losses.ssim import SSIM_CONSTANTS
 from CTMicroSRLib.training.method import (
     Batch,
@@ -228,13 +228,34 @@ class SrCycleGan(Method):
             return "down-blocks", parameters
         return "sr-cyclegan", {**parameters, "first_kernel": s.first_kernel, "middle_kernel": s.middle_kernel}
 
+    def check_patch(self, patch_voxels: int, batch: int = 2) -> None:
+        """G2 shrinks the micro patches, with ``identity_clinical`` the clinical ones too; discriminators see either.
+
+        Raises:
+            UsageError: a size that one of them can't work on.
+        """
+        super().check_patch(patch_voxels, batch)
+        edges = {"micro": patch_voxels * self.scale, "clinical": patch_voxels}
+        check_whole_strides(edges["micro"], max(STRIDE, self.scale))
+        for domain in DOMAINS:
+            if self._adversarial_weight(domain):
+                self._discriminator(domain).check_edge(edges[domain])
+        if self.settings.identity_clinical:
+            least = SMALLEST_SHRUNK * self.scale
+            if patch_voxels < least:
+                raise UsageError(
+                    f"identity_clinical shrinks the clinical patches, which need {least} voxels for that; make larger "
+                    "patches or set it to 0."
+                )
+            check_whole_strides(patch_voxels, max(STRIDE, self.scale))
+
     def step(self, batch: Batch, update: Update) -> None:
         """Both generators, then both discriminators.
 
         Raises:
-            UsageError: patches of a size that G2 can't shrink.
+            UsageError: patches of a size that the networks can't work on.
         """
-        check_whole_strides(batch.micro, max(STRIDE, self.scale))
+        self.check_patch(batch.clinical.shape[-1])
         made_micro = self.clinical_to_micro(batch.clinical)
         made_clinical = self.micro_to_clinical(batch.micro)
         with frozen(self.micro_discriminator, self.clinical_discriminator):
@@ -291,13 +312,6 @@ class SrCycleGan(Method):
             again = block_mean(self.clinical_to_micro(batch.micro), self.scale)
             losses["identity_micro"] = s.identity_micro * functional.l1_loss(again, batch.micro)
         if s.identity_clinical:
-            least = SMALLEST_SHRUNK * self.scale
-            if min(batch.clinical.shape[-2:]) < least:
-                raise UsageError(
-                    f"identity_clinical shrinks the clinical patches, which need {least} voxels for that; make larger "
-                    "patches or set it to 0."
-                )
-            check_whole_strides(batch.clinical, max(STRIDE, self.scale))
             shrunk = self.micro_to_clinical(batch.clinical)
             again = functional.interpolate(shrunk, scale_factor=self.scale, mode="bilinear", align_corners=False)
             losses["identity_clinical"] = s.identity_clinical * functional.l1_loss(again, batch.clinical)

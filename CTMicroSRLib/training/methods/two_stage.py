@@ -21,9 +21,9 @@ from CTMicroSRLib.networks.generator import Generator, doublings_of
 from CTMicroSRLib.networks.initialisation import initialise_normal
 from CTMicroSRLib.networks.resnet import ResnetGenerator
 from CTMicroSRLib.networks.srresnet import SrResnetGenerator
+from CTMicroSRLib.resampling import gaussian_pyramid
 from CTMicroSRLib.training.critics import adversarial_loss, critic_losses
 from CTMicroSRLib.training.losses.adversarial import Adversarial
-from CTMicroSRLib.training.losses.resampling import gaussian_pyramid
 from CTMicroSRLib.training.losses.ssim import SSIM_CONSTANTS, ssim
 from CTMicroSRLib.training.method import (
     Batch,
@@ -191,6 +191,16 @@ class TwoStage(Method):
         """f: the level of the Gaussian pyramid that has the coarse grid's size."""
         with torch.autocast(micro.device.type, enabled=False):  # the result is a target too
             return gaussian_pyramid(micro, doublings_of(self.scale))
+
+    def check_patch(self, patch_voxels: int, batch: int = 2) -> None:
+        """The first part's discriminators see the coarse grid, the second part's the fine one.
+
+        Raises:
+            UsageError: a size that one of them can't work on.
+        """
+        super().check_patch(patch_voxels, batch)
+        self.clinical_discriminator.check_edge(patch_voxels)
+        self.micro_discriminator.check_edge(patch_voxels * self.scale, batch)
 
     def step(self, batch: Batch, update: Update) -> None:
         """A step of the part of the training that it falls into."""

@@ -124,6 +124,16 @@ class UnitMethod(Method):
         networks = {"generators": ("to_micro", "to_clinical"), "critics": ("clinical_critic", "micro_critic")}
         return {name: OptimiserSettings(moved, rate, weight_decay=decay) for name, moved in networks.items()}
 
+    def check_patch(self, patch_voxels: int, batch: int = 2) -> None:
+        """The original halves the fine grid twice.
+
+        Raises:
+            UsageError: patches that are not multiples of 4 on the fine grid, or too small.
+        """
+        super().check_patch(patch_voxels, batch)
+        if self.interpolated:
+            check_whole_strides(patch_voxels * self.scale, STRIDE)
+
     def step(self, batch: Batch, update: Update) -> None:
         """Translate both ways, move the discriminators, then the autoencoders."""
         made = self.translate(batch)
@@ -137,8 +147,7 @@ class UnitMethod(Method):
         Raises:
             UsageError: the original's patches are not multiples of 4 on the fine grid.
         """
-        if self.interpolated:
-            check_whole_strides(batch.micro, STRIDE)
+        self.check_patch(batch.clinical.shape[-1])
         clinical, micro = self.to_micro.own_grid(batch.clinical), batch.micro
         clinical_mean = self.to_micro.encode(clinical)
         micro_mean = self.to_clinical.encode(micro, self.to_micro)

@@ -28,6 +28,7 @@ def altered_model(command_model, tmp_path, *, weights=None, checksum=True, **car
         if checksum:
             content["sha256"] = hashlib.sha256(weights).hexdigest()
     content.update(card)
+    del content["card_sha256"]
     (folder / "card.json").write_text(json.dumps(content))
     return folder
 

@@ -55,7 +55,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(ctmicrosr, patches, tmp_
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(descriptor)
 
-    monkeypatch.setattr("CTMicroSRLib.training.checkpoints.os.fsync", full)
+    monkeypatch.setattr("CTMicroSRLib.whole_files.os.fsync", full)
     outcome = ctmicrosr("train", METHOD, "--output", run, "--patches", patches, *SMALL, "--resume")
     assert outcome.status == RESOURCE
     assert re.fullmatch(r"ctmicrosr: There is no space left to write [^\n]* with --resume\.\n", outcome.stderr)
@@ -64,6 +64,24 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(ctmicrosr, patches, tmp_
     monkeypatch.undo()
     assert ctmicrosr("train", METHOD, "--output", run, "--patches", patches, *SMALL, "--resume").status == 0
     assert (run / "model" / "card.json").is_file()
+
+
+def test_a_disk_that_fills_up_before_any_checkpoint_says_to_train_again(ctmicrosr, patches, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    sync = os.fsync
+
+    def full(descriptor):
+        if "checkpoint" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr("CTMicroSRLib.whole_files.os.fsync", full)
+    outcome = ctmicrosr("train", METHOD, "--output", run, "--patches", patches, *SMALL)
+    assert outcome.status == RESOURCE
+    advice = r"free some space and train again \(there was no checkpoint yet\)"
+    assert re.fullmatch(rf"ctmicrosr: There is no space left to write [^\n]*; {advice}\.\n", outcome.stderr)
+    monkeypatch.undo()
+    assert ctmicrosr("train", METHOD, "--output", run, "--patches", patches, *SMALL).status == 0
 
 
 def test_a_disk_too_small_for_the_patches_is_refused(refused, own, tmp_path, monkeypatch):
@@ -75,7 +93,7 @@ def test_a_disk_too_small_for_the_patches_is_refused(refused, own, tmp_path, mon
 def test_a_folder_that_can_not_be_made_is_refused(refused, patches, own, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     refused(USAGE, "cannot be written", "--output", tmp_path / "file" / "run", "--patches", patches, *SMALL)
-    refused(RESOURCE, "can't be written", "--output", tmp_path / "file" / "run", *own, *SMALL)
+    refused(USAGE, "cannot be written", "--output", tmp_path / "file" / "run", *own, *SMALL)
 
 
 def test_cancelling_while_patches_are_made_leaves_nothing(ctmicrosr, own, tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def test_a_mask_without_its_scan_is_refused(refused, scans, tmp_path):
 def test_the_same_scan_in_both_domains_is_refused(refused, own, scans, tmp_path, copied):
     file = shutil.copy(scans["clinical"], tmp_path / "copy.nrrd") if copied else scans["clinical"]
     arguments = ("--clinical", scans["clinical"], "--clinical-mask", scans["clinical_mask"], "--micro", file)
-    small = ("--scale", SCALE, "--patch", 8, "--patches-per-case", 4)
+    small = ("--scale", SCALE, "--patch", 12, "--patches-per-case", 4)
     masks = ("--micro-mask", scans["clinical_mask"], "--micro-window", -1000, 500)
     refused(USAGE, "in both domains", "--output", tmp_path / "run", *arguments, *masks, *small)
 
@@ -199,3 +199,26 @@ def test_weights_of_another_network_are_refused_before_patches_are_made(refused,
     initial = ("--initial", trained / "weights.safetensors")
     wider = ["channels=8" if word == "channels=4" else word for word in SMALL]
     refused(MODEL, "can't start this training .* same network", "--output", tmp_path / "run", *own, *wider, *initial)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "match"),
+    [
+        ("sr-cyclegan", ("--patch", 16), "Patches of 16 voxels are too small for this discriminator; make them 24"),
+        ("two-stage", ("--patch", 20), "Patches of 20 voxels are too small"),
+        ("unit", ("--patch", 9, "--scale", 2), "no multiples of the 4"),
+        ("srgan", ("--patch", 8, "--scale", 2, "--batch", 1), "One patch of 16 voxels at a time is too little"),
+        ("sr-cyclegan", ("--batch", 2, "--devices", 4), "A batch of 2 can't be divided among 4 processes"),
+        ("sr-cyclegan", ("--devices", 0), "0 devices are not enough"),
+    ],
+)
+def test_sizes_that_can_not_work_are_refused_before_patches_are_cut_or_processes_started(
+    refused, tmp_path, monkeypatch, method, options, match
+):
+    def started(*_arguments, **_options):
+        raise AssertionError
+
+    monkeypatch.setattr("CTMicroSRLib.training.simulated_patches.simulate_patches", started)
+    monkeypatch.setattr("CTMicroSRLib.training.trainer.launch", started)
+    small = ("--preset", "small", "--device", "cpu")
+    refused(USAGE, match, "--output", tmp_path / "run", *small, *options, method=method)

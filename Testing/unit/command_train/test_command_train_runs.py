@@ -48,15 +48,19 @@ def test_the_run_is_evaluated_by_its_folder(ctmicrosr, trained, scans, tmp_path)
     window = ("--micro-window", *scans["micro_window"])
     outcome = ctmicrosr("evaluate", trained, *arguments, *window, "--output", tmp_path / "table.json")
     assert outcome.status == 0, outcome
-    assert "mine" in (tmp_path / "table.json").read_text()
+    assert f'"method": "{trained.name}, consistency off, block means"' in (tmp_path / "table.json").read_text()
 
 
-def test_a_models_name_is_the_methods_where_none_is_given(ctmicrosr, patches, tmp_path):
-    outcome = ctmicrosr("train", METHOD, "--output", tmp_path / "run", "--patches", patches, *SMALL)
+def test_a_models_name_is_the_methods_and_its_runs_where_none_is_given(ctmicrosr, patches, tmp_path):
+    run = tmp_path / "My run_2"
+    outcome = ctmicrosr("train", METHOD, "--output", run, "--patches", patches, *SMALL)
     assert outcome.status == 0
-    assert outcome.stdout.strip() == f"{tmp_path / 'run' / 'model'}: a model folder for --model"
-    card = read_card(tmp_path / "run" / "model")
-    assert card.name == f"{METHOD}-2x"
+    assert outcome.stdout.strip() == f"{run / 'model'}: a model folder for --model"
+    card = read_card(run / "model")
+    assert card.name == f"{METHOD}-2x-my-run-2"
+    changed = "scale, channels, blocks, discriminator_channels, steps, batch, pool_size, patch_voxels"
+    assert card.method == f"{METHOD} (changed: {changed})"
+    assert card.title == f"{card.method}, 2x in-plane"
     assert card.training_data == "Patches of the user's own scans."
     assert "--patches PATCHES" in card.command
     assert not (tmp_path / "run" / "patches").exists()

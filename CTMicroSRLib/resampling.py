@@ -1,4 +1,4 @@
-"""Ways between the grids that losses compare on: the papers' shrinking and enlarging, differentiable.
+"""Ways between the coarse and the fine grid: the papers' shrinking and enlarging, differentiable.
 
 All take and return ``(batch, channels, rows, columns)``; a fine image's rows and columns are multiples of the scale.
 """
