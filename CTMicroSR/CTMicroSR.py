@@ -6,12 +6,14 @@ import sys
 import qt
 import slicer
 import vtk
-from CTMicroSRSlicer import CTMicroSRError, about, diagnostics, dicomexport, inputs, sampledata, wording
-from CTMicroSRSlicer.comparison import Comparison, overlayUncertainty
+from CTMicroSRSlicer import CTMicroSRError, RefusedInputError, about, diagnostics, inputs, startup, wording
 from CTMicroSRSlicer.logic import SuperResolutionLogic
+from CTMicroSRSlicer.lookpanel import LookPanel
 from CTMicroSRSlicer.modelchooser import ModelChooser
-from CTMicroSRSlicer.parameters import CTMicroSRParameterNode, Region, overlayOf, rememberResult, requestKey, requestOf
+from CTMicroSRSlicer.nodewatch import NodeWatch
+from CTMicroSRSlicer.parameters import CTMicroSRParameterNode, Region, requestKey, requestOf
 from CTMicroSRSlicer.scanwatch import ScanWatch
+from CTMicroSRSlicer.sentences import oneSentence
 from CTMicroSRSlicer.slicerhost import SlicerHost
 from slicer.i18n import tr as _
 from slicer.i18n import translate
@@ -24,7 +26,6 @@ from slicer.ScriptedLoadableModule import (
 from slicer.util import VTKObservationMixin
 
 MILLISECONDS_BEFORE_ESTIMATE = 700
-MILLISECONDS_UNTIL_VIEWS_HAVE_THEIR_SIZE = 100
 PROGRESS_STEPS = 1000
 
 
@@ -39,8 +40,7 @@ class CTMicroSR(ScriptedLoadableModule):
         self.parent.contributors = ["The CTMicroSR contributors"]
         self.parent.helpText = about.helpText()
         self.parent.acknowledgementText = about.acknowledgementText()
-        slicer.app.connect("startupCompleted()", sampledata.register)
-        slicer.app.connect("startupCompleted()", dicomexport.register)
+        slicer.app.connect("startupCompleted()", startup.onStarted)
 
 
 class CTMicroSRLogic(SuperResolutionLogic, ScriptedLoadableModuleLogic):
@@ -62,11 +62,12 @@ class CTMicroSRWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ScriptedLoadableModuleWidget.__init__(self, parent)
         VTKObservationMixin.__init__(self)
         self.logic = None
-        self.comparison = Comparison()
+        self.look = None
         self._parameterNode = None
         self._guiTags = []
-        self._roi = None
         self._estimated = None
+        self._refused = None
+        self._tellsResult = False
         self._hasEstimate = False
         self._cancelling = False
         self._message = ""
@@ -80,15 +81,18 @@ class CTMicroSRWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.uiWidget.setMRMLScene(slicer.mrmlScene)
         self.logic = CTMicroSRLogic()
         self.modelChooser = ModelChooser(self.ui, SlicerHost(), self.showMessage)
+        self.look = LookPanel(self.ui, slicer.mrmlScene, self.showRefusal)
         self.scanWatch = ScanWatch(slicer.mrmlScene, self.onScanAdded)
+        self.nodeWatch = NodeWatch(self.onParametersChanged)
         self.estimateTimer = qt.QTimer()
         self.estimateTimer.setSingleShot(True)
         self.estimateTimer.setInterval(MILLISECONDS_BEFORE_ESTIMATE)
         self.estimateTimer.timeout.connect(self.onEstimate)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartImportEvent, self.onSceneStartImport)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport)
         self.ui.applyButton.clicked.connect(self.onApply)
-        self.ui.compareButton.toggled.connect(self.onCompare)
         self.ui.diagnosticsButton.clicked.connect(self.onCopyDiagnostics)
         self.ui.roiSelector.nodeAddedByUser.connect(self.onRoiAdded)
         slicer.app.connect("aboutToQuit()", self.logic.close)
@@ -100,7 +104,7 @@ class CTMicroSRWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui = None  # a run that ends now finds no panel
         self.logic.close()
         self.scanWatch.close()
-        self.comparison.leave()
+        self.look.close()
         self.setParameterNode(None)
         self.removeObservers()
 
@@ -123,14 +127,22 @@ class CTMicroSRWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneStartClose(self, caller=None, event=None):
         """The scene goes; a run is cancelled by the logic."""
         self.logic.stopEstimate()
-        self.comparison.leave()
-        self.ui.compareButton.setChecked(False)
+        self.look.comparison.leave()
         self.setParameterNode(None)
+        self.showMessage("")
 
     def onSceneEndClose(self, caller=None, event=None):
         """A new scene is there."""
-        if self.parent.isEntered:
+        if self.ui is not None and self.parent.isEntered:
             self.initializeParameterNode()
+
+    def onSceneStartImport(self, caller=None, event=None):
+        """Nodes come that the widgets can't show yet, and must not be lost by it."""
+        self.setParameterNode(None)
+
+    def onSceneEndImport(self, caller=None, event=None):
+        """They are there, a moment later also in the widgets' lists."""
+        qt.QTimer.singleShot(0, self.onSceneEndClose)
 
     def initializeParameterNode(self):
         """Bind the panel to the scene's parameter node."""
@@ -149,7 +161,8 @@ class CTMicroSRWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             for tag in self._guiTags:
                 self._parameterNode.disconnectGui(tag)
             self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersChanged)
-            self.observeRoi(None)
+            self.nodeWatch.watch()
+            self.look.show(None)
         self._guiTags, self._estimated = [], None
         self._parameterNode = parameterNode
         if parameterNode is not None:
@@ -166,31 +179,25 @@ class CTMicroSRWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if parameters is None:
             return
         isRoi = parameters.region == Region.ROI
-        self.observeRoi(parameters.roi)
+        self.nodeWatch.watch(parameters.inputVolume, parameters.roi if isRoi else None)
         self.ui.roiLabel.setVisible(isRoi)
         self.ui.roiSelector.setVisible(isRoi)
         self.ui.passesSpinBox.setEnabled(parameters.uncertainty)
-        result, uncertainty = parameters.resultVolume, parameters.resultUncertainty
-        self.ui.compareButton.setEnabled(result is not None)
-        for widget in (self.ui.overlayCheckBox, self.ui.opacitySlider, self.ui.thresholdSlider):
-            widget.setEnabled(result is not None and uncertainty is not None)
-        if result is not None and uncertainty is not None:
-            overlayUncertainty(result, uncertainty, **overlayOf(parameters))
+        self.look.show(parameters)
+        if parameters.resultVolume is None and self._tellsResult:
+            self.showMessage("")
         self.showRunning()
-        if requestKey(parameters) != self._estimated and not self.logic.isRunning:
-            self._estimated = requestKey(parameters)
+        if self.logic.isRunning:
+            return
+        key = requestKey(parameters)
+        if self._refused not in (None, key):
+            self.showMessage("")  # what was refused is no longer what would be done
+        if key != self._estimated:
+            self._estimated = key
             self._hasEstimate = False
             self.logic.stopEstimate()
             self.ui.estimateLabel.setText("")
             self.estimateTimer.start()
-
-    def observeRoi(self, roiNode):
-        """Hear of an ROI that is dragged."""
-        if roiNode is not self._roi:
-            for roi, observe in ((self._roi, self.removeObserver), (roiNode, self.addObserver)):
-                if roi is not None:
-                    observe(roi, vtk.vtkCommand.ModifiedEvent, self.onParametersChanged)
-            self._roi = roiNode
 
     def showRunning(self):
         """The button and the progress bar."""
@@ -213,7 +220,7 @@ class CTMicroSRWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onEstimated(self, estimate, error):
         """Say it, or why there is no such run."""
         self._hasEstimate = True
-        self.ui.estimateLabel.setText(wording.estimateText(estimate) if error is None else inputs.oneSentence(error))
+        self.ui.estimateLabel.setText(wording.estimateText(estimate) if error is None else oneSentence(error))
 
     def onApply(self, checked=False):
         """Super-resolve, or cancel."""
@@ -245,29 +252,18 @@ class CTMicroSRWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._cancelling = False
         if self.ui is None:
             return
-        if error is not None:
+        if error is None:
+            self.look.take(self.logic.getParameterNode(), result)
+            self.showMessage(wording.resultText(result))
+            self._tellsResult = True
+        else:
             if not isinstance(error, CTMicroSRError):
                 logging.exception("CTMicroSR", exc_info=error)
-            self.showMessage(inputs.oneSentence(error))
-        else:
-            self.showMessage(wording.resultText(result))
-            rememberResult(self.logic.getParameterNode(), result)
-            if self._parameterNode is not None:
-                self.ui.compareButton.setChecked(False)
-                self.ui.compareButton.setChecked(True)
+            self.showRefusal(oneSentence(error))
+            if isinstance(error, RefusedInputError):
+                self._estimated = None  # it can be told before the next run now
         self.onParametersChanged()
         self.showRunning()
-
-    def onCompare(self, shown):
-        """Input and result side by side, or the layout from before."""
-        parameters = self._parameterNode
-        if not shown:
-            self.comparison.leave()
-        elif parameters is not None and parameters.resultVolume is not None and parameters.comparedVolume is not None:
-            result = parameters.resultVolume
-            self.comparison.show(parameters.comparedVolume, result)
-            qt.QTimer.singleShot(MILLISECONDS_UNTIL_VIEWS_HAVE_THEIR_SIZE, lambda: self.comparison.fit(result))
-            self.onParametersChanged()
 
     def onRoiAdded(self, roiNode):
         """A new ROI starts where there is something to see."""
@@ -278,9 +274,15 @@ class CTMicroSRWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """For a report of a problem."""
         slicer.app.clipboard().setText(diagnostics.diagnostics(self._message))
 
+    def showRefusal(self, text):
+        """Why something is not done; it goes when that may no longer hold."""
+        self.showMessage(text)
+        if self._parameterNode is not None:
+            self._refused = requestKey(self._parameterNode)
+
     def showMessage(self, text):
         """The one line below the button."""
-        self._message = text
+        self._message, self._refused, self._tellsResult = text, None, False
         self.ui.statusLabel.setText(text)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from CTMicroSRLib import __version__
 from CTMicroSRLib.batch_scan import ScanOutcome, ScanTask
 from CTMicroSRLib.errors import CancelledError, RefusedInputError, UsageError
+from CTMicroSRLib.folder_lock import only_one
 from CTMicroSRLib.progress import Progress
 from CTMicroSRLib.whole_files import write_file
 
@@ -112,9 +113,14 @@ class Batch:
         """Run the scans that are not done; returns what became of all, in their order.
 
         Raises:
+            UsageError: another process runs a batch in the folder.
             CancelledError: what is done stays, and can be gone on from.
             ResourceError: the workers are not to be had, or the disk is full.
         """
+        with only_one(self.folder, "batch"):
+            return self._run_all(workers, progress)
+
+    def _run_all(self, workers: Workers, progress: Progress) -> list[ScanOutcome]:
         waiting = [scan for scan in self.scans if not self._is_done(scan)]
         prints = {str(scan.input): fingerprint(scan.input) for scan in waiting}
         self._write()

@@ -13,6 +13,6 @@ if _library is None or _library.origin is None:
     # a plain checkout, of which only CTMicroSR/ was added to Slicer's module paths: the library lies beside that folder
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from CTMicroSRLib.errors import CTMicroSRError  # noqa: E402 - it can be found only now
+from CTMicroSRLib.errors import CTMicroSRError, RefusedInputError  # noqa: E402 - it can be found only now
 
-__all__ = ["CTMicroSRError"]
+__all__ = ["CTMicroSRError", "RefusedInputError"]

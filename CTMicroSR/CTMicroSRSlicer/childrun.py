@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +20,7 @@ from CTMicroSRLib.errors import (
     ResourceError,
     UsageError,
 )
+from CTMicroSRSlicer.runfolder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -91,30 +89,6 @@ class Launcher(Protocol):
         """Call a function after some time."""
 
 
-class RunFolder:
-    """A run's own temporary folder, with the file whose deletion ends the child."""
-
-    def __init__(self, parent: str | os.PathLike[str] | None = None) -> None:
-        try:
-            self.path = Path(tempfile.mkdtemp(prefix="CTMicroSR-", dir=parent))
-            self.keepRunning = self.path / "keep-running"
-            self.keepRunning.touch()
-        except OSError as error:
-            raise ResourceError(
-                f"No temporary folder could be made in {parent or tempfile.gettempdir()} ({error.strerror}); "
-                "choose another one in Slicer's application settings."
-            ) from None
-
-    def remove(self) -> None:
-        """Delete it; Windows refuses for a moment after a process has ended."""
-        for _ in range(10):
-            shutil.rmtree(self.path, ignore_errors=True)
-            if not self.path.exists():
-                return
-            time.sleep(0.05)
-        logger.warning("The temporary folder %s could not be deleted; delete it by hand.", self.path)
-
-
 @dataclass
 class ChildRun:
     """Runs steps one after another and calls ``onFinished`` exactly once, after the last process has ended.
@@ -152,6 +126,7 @@ class ChildRun:
         if self.isFinished:
             return
         self.cancel("Slicer or the module was closed; nothing was changed.")
+        # A QProcess tells of its end while it is waited for.
         if self._child is not None and not self._child.wait(SECONDS_UNTIL_KILLED):
             self._child.kill()
             self._child.wait(SECONDS_UNTIL_KILLED)
@@ -237,6 +212,8 @@ class ChildRun:
             self._child.kill()
 
     def _finish(self, outcome: Outcome) -> None:
+        if self.isFinished:
+            return
         self.isFinished = True
         try:
             self.onFinished(outcome)

@@ -1,12 +1,20 @@
-"""Input and result side by side, and the uncertainty over the result. MRML only."""
+"""Input and result side by side, in a layout of its own. MRML only."""
 
 from __future__ import annotations
 
-import slicer
+from collections.abc import Callable
 
-from CTMicroSRSlicer.results import colorLegend
+import slicer
+import vtk
+from slicer.util import VTKObservationMixin
+
+from CTMicroSRSlicer.overlay import hideUncertainty
+from CTMicroSRSlicer.results import INPUT_REFERENCE, UNCERTAINTY_REFERENCE
+from CTMicroSRSlicer.sliceviews import compositeNode, layoutNode, nodesOf, sliceNode
 
 LAYOUT = 18650
+VIEW_GROUP = LAYOUT
+"""Of both views: linked views hand what is done in one of them to all of their group, shown or not."""
 INPUT_VIEW = "CTMicroSRInput"
 RESULT_VIEW = "CTMicroSRResult"
 _VIEW = """
@@ -14,20 +22,47 @@ _VIEW = """
     <property name="orientation" action="default">Axial</property>
     <property name="viewlabel" action="default">{label}</property>
     <property name="viewcolor" action="default">{color}</property>
+    <property name="viewgroup" action="default">{group}</property>
   </view></item>"""
 LAYOUT_DESCRIPTION = (
     '<layout type="horizontal">'
-    + _VIEW.format(tag=INPUT_VIEW, label="in", color="#6E8CB0")
-    + _VIEW.format(tag=RESULT_VIEW, label="SR", color="#D08C45")
+    + _VIEW.format(tag=INPUT_VIEW, label="in", color="#6E8CB0", group=VIEW_GROUP)
+    + _VIEW.format(tag=RESULT_VIEW, label="SR", color="#D08C45", group=VIEW_GROUP)
     + "</layout>"
 )
 
 
-class Comparison:
-    """A layout of its own, so that the views and the layout that the user had stay as they were."""
+def registerLayout() -> None:
+    """Let Slicer know the layout, before any scene that has it is loaded."""
+    layout = layoutNode()
+    if layout is not None and not layout.IsLayoutDescription(LAYOUT):
+        layout.AddLayoutDescription(LAYOUT, LAYOUT_DESCRIPTION)
 
-    def __init__(self) -> None:
+
+class Comparison(VTKObservationMixin):
+    """A layout of its own, so that the views and the layout that the user had stay as they were.
+
+    It ends with the volumes that it shows, and where another layout is chosen. A scene that is saved meanwhile has no
+    layout in it: a Slicer without the extension, which does not know this one, then keeps its own.
+    """
+
+    def __init__(self, scene: slicer.vtkMRMLScene, onShown: Callable[[bool], None]) -> None:
+        """``onShown`` hears of every begin and end, however it came."""
+        super().__init__()
+        self._onShown = onShown
         self._before: int | None = None
+        self._shownIds: tuple[str, ...] = ()
+        self._wasShown = self.isShown
+        registerLayout()
+        if layoutNode() is not None:
+            self.addObserver(layoutNode(), vtk.vtkCommand.ModifiedEvent, self._onLayoutModified)
+        self.addObserver(scene, scene.NodeAboutToBeRemovedEvent, self._onNodeAboutToBeRemoved)
+        self.addObserver(scene, scene.NodeRemovedEvent, self._onNodeRemoved)
+
+    def close(self) -> None:
+        """Leave, and hear of nothing more."""
+        self.leave()
+        self.removeObservers()
 
     @property
     def isShown(self) -> bool:
@@ -40,14 +75,15 @@ class Comparison:
         layout = layoutNode()
         if layout is None:
             return
-        if layout.GetViewArrangement() != LAYOUT:
+        if not self.isShown:
             self._before = layout.GetViewArrangement()
-        if not layout.IsLayoutDescription(LAYOUT):
-            layout.AddLayoutDescription(LAYOUT, LAYOUT_DESCRIPTION)
+        self._shownIds = (inputNode.GetID(), resultNode.GetID())
+        registerLayout()
         layout.SetViewArrangement(LAYOUT)
         for view, volume in ((INPUT_VIEW, inputNode), (RESULT_VIEW, resultNode)):
-            composite = compositeNode(view)
-            if composite is not None:
+            composite, slices = compositeNode(view), sliceNode(view)
+            if composite is not None and slices is not None:
+                slices.SetViewGroup(VIEW_GROUP)  # also where they come from a scene that was saved without
                 composite.SetBackgroundVolumeID(volume.GetID())
                 composite.SetForegroundVolumeID(None)
                 composite.SetLabelVolumeID(None)
@@ -56,11 +92,12 @@ class Comparison:
         self.fit(resultNode)
 
     def leave(self) -> None:
-        """The layout that was there before."""
+        """The layout that was there before; a common one where that is not known, as in a scene that was loaded."""
         layout = layoutNode()
-        if layout is not None and layout.GetViewArrangement() == LAYOUT and self._before is not None:
-            layout.SetViewArrangement(self._before)
-        self._before = None
+        if self.isShown:
+            isKnown = self._before not in (None, LAYOUT) and layout.IsLayoutDescription(self._before)
+            layout.SetViewArrangement(self._before if isKnown else layout.SlicerLayoutFourUpView)
+        self._before, self._shownIds = None, ()
 
     def fit(self, resultNode: slicer.vtkMRMLScalarVolumeNode) -> None:
         """Fit both views to the result: again once new views have their size, since Slicer then keeps the scale."""
@@ -76,63 +113,38 @@ class Comparison:
         other.SetXYZOrigin(*result.GetXYZOrigin())
         other.UpdateMatrices()
 
+    def _onLayoutModified(self, layout: slicer.vtkMRMLLayoutNode, _event: str) -> None:
+        if self.isShown != self._wasShown:
+            self._wasShown = self.isShown
+            layout.SetSaveWithScene(not self._wasShown)
+            self._onShown(self._wasShown)
 
-def overlayUncertainty(
-    resultNode: slicer.vtkMRMLScalarVolumeNode,
-    uncertaintyNode: slicer.vtkMRMLScalarVolumeNode,
-    *,
-    show: bool,
-    opacity: float,
-    thresholdHu: float,
-) -> None:
-    """Show or hide the uncertainty in all views that show the result, with its legend."""
-    scene = resultNode.GetScene()
-    display = uncertaintyNode.GetDisplayNode()
-    if display is not None:
-        display.SetLowerThreshold(max(1.0, thresholdHu))
-    for composite in _nodes(scene, "vtkMRMLSliceCompositeNode"):
-        if composite.GetBackgroundVolumeID() != resultNode.GetID():
-            continue
-        if show:
-            composite.SetForegroundVolumeID(uncertaintyNode.GetID())
-            composite.SetForegroundOpacity(opacity)
-        elif composite.GetForegroundVolumeID() == uncertaintyNode.GetID():
-            composite.SetForegroundVolumeID(None)
-    legend = colorLegend(uncertaintyNode)
-    if legend is not None:
-        legend.SetVisibility(show)
-        _lookAtLayersAgain(scene)
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _onNodeAboutToBeRemoved(self, scene: slicer.vtkMRMLScene, _event: str, node: slicer.vtkMRMLNode) -> None:
+        if scene.IsClosing() or node is None or not node.IsA("vtkMRMLScalarVolumeNode"):
+            return
+        # without its result the map would be drawn opaque, over whatever the view shows then
+        uncertainty = node.GetNodeReference(UNCERTAINTY_REFERENCE)
+        if uncertainty is not None:
+            hideUncertainty(uncertainty)
+        if node.GetID() in self._shownIds:
+            _takeOutOfViews(node)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _onNodeRemoved(self, scene: slicer.vtkMRMLScene, _event: str, node: slicer.vtkMRMLNode) -> None:
+        if not scene.IsClosing() and node is not None and node.GetID() in self._shownIds:
+            self.leave()
 
 
-def _lookAtLayersAgain(scene: slicer.vtkMRMLScene) -> None:
-    """Let the colour legends follow the views' layers: they do so at once only where a user has changed those."""
-    scene.StartState(scene.BatchProcessState)  # its end lets legends find the layers of views that are new
-    scene.EndState(scene.BatchProcessState)
-    for composite in _nodes(scene, "vtkMRMLSliceCompositeNode"):
-        flags = composite.GetInteractionFlags()
-        composite.SetInteractionFlags(composite.ForegroundVolumeFlag)
-        composite.Modified()
-        composite.SetInteractionFlags(flags)
+def _takeOutOfViews(node: slicer.vtkMRMLScalarVolumeNode) -> None:
+    """Show the scan instead of a result that goes, and nothing instead of a scan.
 
-
-def layoutNode() -> slicer.vtkMRMLLayoutNode | None:
-    """The scene's layout node; None without views, as in a script without windows."""
-    return slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
-
-
-def compositeNode(view: str) -> slicer.vtkMRMLSliceCompositeNode | None:
-    """What a slice view shows, by the view's name."""
-    return _byLayoutName("vtkMRMLSliceCompositeNode", view)
-
-
-def sliceNode(view: str) -> slicer.vtkMRMLSliceNode | None:
-    """Where a slice view looks, by the view's name."""
-    return _byLayoutName("vtkMRMLSliceNode", view)
-
-
-def _byLayoutName(className: str, view: str) -> slicer.vtkMRMLNode | None:
-    return next((node for node in _nodes(slicer.mrmlScene, className) if node.GetLayoutName() == view), None)
-
-
-def _nodes(scene: slicer.vtkMRMLScene, className: str) -> list[slicer.vtkMRMLNode]:
-    return [scene.GetNthNodeByClass(index, className) for index in range(scene.GetNumberOfNodesByClass(className))]
+    A view's own selector would show the next volume of its list, and linked as they are, in the other view, too.
+    """
+    scan = node.GetNodeReference(INPUT_REFERENCE)
+    for composite in nodesOf(node.GetScene(), "vtkMRMLSliceCompositeNode"):
+        if composite.GetLayoutName() in (INPUT_VIEW, RESULT_VIEW):
+            composite.SetLinkedControl(False)
+            composite.SetHotLinkedControl(False)
+        if composite.GetBackgroundVolumeID() == node.GetID():
+            composite.SetBackgroundVolumeID(None if scan is None else scan.GetID())

@@ -80,7 +80,7 @@ def makePlugin(base: type) -> type:
 
 def seriesDescription(node: slicer.vtkMRMLNode) -> str:
     """Says that it is derived, in as much as fits."""
-    ending = SERIES_DESCRIPTION.format(name="", scale=8).strip()
+    ending = SERIES_DESCRIPTION.format(name="", scale=node.GetAttribute("CTMicroSR.scale") or "?").strip()
     name = str(node.GetAttribute("CTMicroSR.inputName") or "")[: LARGEST_DESCRIPTION - len(ending) - 1]
     return f"{name} {ending}".strip()
 

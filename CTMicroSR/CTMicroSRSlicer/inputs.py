@@ -10,7 +10,7 @@ import slicer
 import vtk
 from numpy.typing import NDArray
 
-from CTMicroSRLib.errors import CTMicroSRError, RefusedInputError, ResourceError, UsageError
+from CTMicroSRLib.errors import RefusedInputError, ResourceError, UsageError
 from CTMicroSRLib.volume import Geometry, Region
 
 MODALITY_ATTRIBUTE = "DICOM.Modality"
@@ -29,6 +29,7 @@ def checkInputVolume(volumeNode: slicer.vtkMRMLScalarVolumeNode) -> None:
     """
     if volumeNode is None:
         raise UsageError("No volume is chosen; load a chest CT and choose it as input.")
+    checkIsNode(volumeNode, "input")
     name = volumeNode.GetName()
     if volumeNode.GetScene() is None:
         raise UsageError(f"{name} is not in the scene; add it to the scene first.")
@@ -51,6 +52,19 @@ def checkInputVolume(volumeNode: slicer.vtkMRMLScalarVolumeNode) -> None:
     modality = _modality(volumeNode)
     if modality not in ("", "CT"):
         raise RefusedInputError(f"{name} is {modality}, not CT; choose a CT in HU.")
+
+
+def checkIsNode(node: object, role: str) -> None:
+    """Refuse what is no node at all, a name for example.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not isinstance(node, slicer.vtkMRMLNode):
+        raise UsageError(
+            f"The {role} {node!r} is not a node of the scene; give the node itself, from slicer.util.getNode(name) for "
+            "example."
+        )
 
 
 def _checkGeometry(volumeNode: slicer.vtkMRMLScalarVolumeNode) -> None:
@@ -91,6 +105,12 @@ def regionOfRoi(volumeNode: slicer.vtkMRMLScalarVolumeNode, roiNode: slicer.vtkM
     """
     if roiNode is None:
         raise UsageError("No ROI is chosen; choose or draw one, or take the lungs as region.")
+    checkIsNode(roiNode, "region")
+    if not roiNode.IsA("vtkMRMLMarkupsROINode"):
+        raise UsageError(
+            f"{roiNode.GetName()} is not an ROI and can't be the region; give lungs, whole, a markups ROI or voxels as "
+            "I0:I1,J0:J1,K0:K1."
+        )
     size = [float(value) for value in roiNode.GetSize()]
     if roiNode.GetNumberOfControlPoints() < 1 or min(size) <= 0:
         raise UsageError(f"The ROI {roiNode.GetName()} has no size; draw it around what you want to see.")
@@ -186,13 +206,6 @@ def readVolume(path: Path, volumeNode: slicer.vtkMRMLScalarVolumeNode) -> slicer
             "The result could not be loaded, most likely because memory ran out; choose a smaller region."
         )
     return volumeNode
-
-
-def oneSentence(error: BaseException) -> str:
-    """What to tell the user of an exception."""
-    if isinstance(error, CTMicroSRError):
-        return " ".join(str(error).split())
-    return f"Something unforeseen went wrong ({type(error).__name__}: {error}); use Copy diagnostics and report it."
 
 
 def isScan(node: slicer.vtkMRMLNode | None) -> bool:

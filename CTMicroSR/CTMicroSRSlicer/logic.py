@@ -3,113 +3,36 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import slicer
+import vtk
 
-from CTMicroSRLib.errors import CTMicroSRError, UsageError
-from CTMicroSRLib.run_progress import (
-    LUNG_SHARE,
-    RunProgress,
-    guess_network_seconds,
-    lung_seconds,
-    superres_seconds,
-)
-from CTMicroSRLib.volume import Region
+from CTMicroSRLib.errors import CancelledError, CTMicroSRError, UsageError
 from CTMicroSRSlicer import inputs, results
-from CTMicroSRSlicer.childrun import ChildRun, Launcher, Outcome, Progress, RunFolder, Step
-from CTMicroSRSlicer.commands import RunFiles, RunSettings, infoArguments, segmentArguments, superresArguments
-from CTMicroSRSlicer.estimate import Estimate, checkFits
+from CTMicroSRSlicer.childrun import ChildRun, Launcher, Outcome, Progress, Step
+from CTMicroSRSlicer.commands import RunFiles, RunSettings
+from CTMicroSRSlicer.estimate import Estimate
+from CTMicroSRSlicer.foundlungs import FoundLungs
 from CTMicroSRSlicer.install import Dependencies
+from CTMicroSRSlicer.request import Request, estimateSteps, runProgress, runSteps
 from CTMicroSRSlicer.results import SuperResolution
+from CTMicroSRSlicer.runfolder import RunFolder, removeAbandoned
+from CTMicroSRSlicer.sentences import inSlicersWords, oneSentence
+from CTMicroSRSlicer.sentscan import SentScan
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_EVENTS = 0.01
-LOADING_SECONDS = 0.5
-"""Keeps the end of the bar for the result's way into the scene, of which no event tells."""
+SCAN_GONE = "The input was removed from the scene while super-resolving; nothing was added."
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "CTMicroSR-requirements.txt"
 
 OnProgress = Callable[[Progress], None]
 OnResult = Callable[[SuperResolution | None, CTMicroSRError | None], None]
-MakeSteps = Callable[["Request", RunFiles], list[Step]]
+MakeSteps = Callable[[Request, RunFiles, FoundLungs], list[Step]]
 OnEstimate = Callable[[Estimate | None, CTMicroSRError | None], None]
-
-
-@dataclass(frozen=True)
-class Request:
-    """A volume and what to do with it. ``roiNode`` gives the box that ``settings.region`` then holds."""
-
-    inputNode: slicer.vtkMRMLScalarVolumeNode
-    settings: RunSettings = field(default_factory=RunSettings)
-    roiNode: slicer.vtkMRMLMarkupsROINode | None = None
-    outputNode: slicer.vtkMRMLScalarVolumeNode | None = None
-    uncertaintyNode: slicer.vtkMRMLScalarVolumeNode | None = None
-
-    def checked(self) -> Request:
-        """The request with the ROI's voxels as region.
-
-        Raises:
-            UsageError, RefusedInputError: it can't be done.
-        """
-        inputs.checkInputVolume(self.inputNode)
-        for node in (self.outputNode, self.uncertaintyNode):
-            if node is not None and node is self.inputNode:
-                raise UsageError("The result would replace its own input; choose another output, or a new volume.")
-        if self.outputNode is not None and self.outputNode is self.uncertaintyNode:
-            raise UsageError("Result and uncertainty would be the same volume; choose another one for one of them.")
-        region = self.settings.region
-        if self.roiNode is not None or region == "roi":
-            region = inputs.regionOfRoi(self.inputNode, self.roiNode)
-        elif self.settings.isBox:
-            Region.parse(region).check_inside(self.inputNode.GetImageData().GetDimensions())
-        return replace(self, settings=replace(self.settings, region=region))
-
-
-NO_LUNGS = "No lung was found in this scan, so whether the ROI meets one was not checked."
-
-
-def runSteps(request: Request, files: RunFiles) -> list[Step]:
-    """The steps of a run: find the lungs, see whether the result fits, super-resolve."""
-    settings, geometry = request.settings, inputs.geometryOf(request.inputNode)
-
-    def check(_event: dict[str, Any]) -> None:
-        mask_kji = inputs.readMask(files.lungs)
-        if settings.isBox:
-            inputs.checkBoxMeetsLungs(mask_kji, settings.region)
-        checkFits(geometry, settings, mask_kji)
-
-    if settings.region != "lungs":
-        checkFits(geometry, settings)
-    # A box is the user's own choice: a scan in which no lung is found, a specimen's say, only can't be checked with it.
-    optional = settings.isBox and not settings.lungSegmentation
-    lungs = [Step(segmentArguments(files), check, NO_LUNGS if optional else None)] if settings.needsLungs else []
-    return [*lungs, Step(superresArguments(settings, files))]
-
-
-def estimateSteps(request: Request, files: RunFiles) -> list[Step]:
-    """The steps that say what a run would need."""
-    lungs = [Step(segmentArguments(files))] if request.settings.region == "lungs" else []
-    return [*lungs, Step(infoArguments(request.settings, files))]
-
-
-def runProgress(request: Request, networkSeconds: float | None) -> RunProgress:
-    """One bar for all steps of a run. ``networkSeconds`` is what the network takes, None if that was not measured."""
-    settings, sizeIjk = request.settings, request.inputNode.GetImageData().GetDimensions()
-    voxels = math.prod(sizeIjk)
-    expected = networkSeconds
-    if expected is None:
-        inside = math.prod(Region.parse(settings.region).size_ijk) if settings.isBox else voxels
-        passes = settings.passes if settings.uncertainty else 0
-        expected = guess_network_seconds(LUNG_SHARE * voxels if settings.region == "lungs" else inside, passes)
-    lungs = lung_seconds(voxels) if settings.needsLungs else {}
-    stages = {**lungs, **superres_seconds(voxels, expected), "loading": LOADING_SECONDS}
-    return RunProgress(stages, is_timed=networkSeconds is not None)
 
 
 class SuperResolutionLogic:
@@ -142,6 +65,7 @@ class SuperResolutionLogic:
         self._estimating: ChildRun | None = None
         self._started: list[ChildRun] = []
         self._timed: tuple[str, RunSettings, float] | None = None
+        self._foundLungs = FoundLungs()
 
     @property
     def isRunning(self) -> bool:
@@ -238,10 +162,13 @@ class SuperResolutionLogic:
         scene = request.inputNode.GetScene()
         python = self._findPython()
         folder, files, steps = self._prepare(request, runSteps)
+        sent = SentScan.of(request.inputNode)
+        tags: list[int] = []
 
         def finish(outcome: Outcome) -> None:
-            scene.RemoveObserver(tag)
-            onResult(*self._addResults(request, files, outcome))
+            for tag in tags:
+                scene.RemoveObserver(tag)
+            onResult(*self._addResults(request, files, sent, outcome))
 
         whole = runProgress(request, self._networkSeconds(request))
 
@@ -249,10 +176,7 @@ class SuperResolutionLogic:
             onProgress(Progress(progress.stage, *whole.update(progress.stage, progress.fraction, progress.secondsLeft)))
 
         run = ChildRun(steps, folder, self._launcher, python, report, finish)
-        tag = scene.AddObserver(
-            slicer.vtkMRMLScene.StartCloseEvent,
-            lambda *_: run.cancel("The scene was closed while super-resolving; nothing was kept."),
-        )
+        tags += _cancelWithScan(run, request.inputNode)
         self._run = run
         self._begin(run)
 
@@ -264,11 +188,14 @@ class SuperResolutionLogic:
         """
         self.stopEstimate()
         request = request.checked()
+        mask_kji = self._foundLungs.of(request.inputNode) if request.settings.isBox else None
+        if mask_kji is not None:
+            inputs.checkBoxMeetsLungs(mask_kji, request.settings.region)
         missing = self.missingPackages()
         if missing:
             raise UsageError(f"Needs {', '.join(missing)}; a click on Super-resolve asks to install them.")
         python = self._findPython()
-        folder, _files, steps = self._prepare(request, estimateSteps)
+        folder, files, steps = self._prepare(request, estimateSteps)
 
         def finish(outcome: Outcome) -> None:
             if self._estimating is run and outcome.error is None:
@@ -277,7 +204,7 @@ class SuperResolutionLogic:
                     self._timed = (request.inputNode.GetID(), request.settings, estimate.seconds)
                 onEstimate(estimate, None)
             elif self._estimating is run:
-                onEstimate(None, outcome.error)
+                onEstimate(None, _inSlicersWords(outcome.error, files, request))
 
         run = ChildRun(steps, folder, self._launcher, python, _ignore, finish)
         self._estimating = run
@@ -312,10 +239,11 @@ class SuperResolutionLogic:
 
     def _prepare(self, request: Request, makeSteps: MakeSteps) -> tuple[RunFolder, RunFiles, list[Step]]:
         """A temporary folder with the scan in it, and the steps; the folder is gone if any of it fails."""
+        removeAbandoned(slicer.app.temporaryPath)
         folder = RunFolder(slicer.app.temporaryPath)
         files = RunFiles(folder.path)
         try:
-            steps = makeSteps(request, files)
+            steps = makeSteps(request, files, self._foundLungs)
             inputs.writeVolume(request.inputNode, files.input)
         except BaseException:
             folder.remove()
@@ -323,30 +251,56 @@ class SuperResolutionLogic:
         return folder, files, steps
 
     def _addResults(
-        self, request: Request, files: RunFiles, outcome: Outcome
+        self, request: Request, files: RunFiles, sent: SentScan, outcome: Outcome
     ) -> tuple[SuperResolution | None, CTMicroSRError | None]:
         if outcome.error is not None:
-            return None, outcome.error
+            return None, _inSlicersWords(outcome.error, files, request)
+        scan = request.inputNode
+        if scan.GetScene() is None:
+            return None, CancelledError(SCAN_GONE)
         report = dict(outcome.results[-1]["report"])
         lungWarnings = [text for event in outcome.results for text in event.get("warnings", ())]
-        report["warnings"] = [*lungWarnings, *report["warnings"]]
-        report["input"] = {**report["input"], "path": None, "name": request.inputNode.GetName()}
+        report["input"] = {**report["input"], "path": None, "name": scan.GetName()}
         report["output"] = {**report["output"], "path": None, "uncertainty": None}
         try:
+            change = sent.change(scan, files.input)
+            warnings = [*lungWarnings, *report["warnings"]]
+            report["warnings"] = [change] if change else []
+            report["warnings"] += [inSlicersWords(text, files, scan.GetName()) for text in warnings]
             found = results.addResults(
-                request.inputNode,
+                scan,
                 files,
                 report,
                 lungSegmentation=request.settings.lungSegmentation,
                 outputNode=request.outputNode,
                 uncertaintyNode=request.uncertaintyNode,
+                inputChange=change,
             )
         except CTMicroSRError as error:
             return None, error
         except Exception as error:
             logger.exception("CTMicroSR: the result could not be added")
-            return None, CTMicroSRError(inputs.oneSentence(error))
+            return None, CTMicroSRError(oneSentence(error))
         return found, None
+
+
+def _cancelWithScan(run: ChildRun, scan: slicer.vtkMRMLScalarVolumeNode) -> list[int]:
+    """End the run with its scan; returns the tags of what the scan's scene is observed for."""
+    scene = scan.GetScene()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onRemoved(_scene: slicer.vtkMRMLScene, _event: str, node: slicer.vtkMRMLNode) -> None:
+        if node is scan:
+            run.cancel(SCAN_GONE)
+
+    def onClose(*_: object) -> None:
+        run.cancel("The scene was closed while super-resolving; nothing was kept.")
+
+    return [scene.AddObserver(scene.StartCloseEvent, onClose), scene.AddObserver(scene.NodeRemovedEvent, onRemoved)]
+
+
+def _inSlicersWords(error: CTMicroSRError, files: RunFiles, request: Request) -> CTMicroSRError:
+    return type(error)(inSlicersWords(str(error), files, request.inputNode.GetName()))
 
 
 def _ignore(_progress: Progress) -> None:

@@ -16,7 +16,8 @@ from slicer.parameterNodeWrapper import GuiConnector
 
 from CTMicroSRLib.errors import CTMicroSRError, ResourceError
 from CTMicroSRLib.models import DEFAULT_MODEL, import_model, list_models, remove_model
-from CTMicroSRSlicer import inputs, wording
+from CTMicroSRSlicer import wording
+from CTMicroSRSlicer.sentences import oneSentence
 
 
 class Dialogs(Protocol):
@@ -114,9 +115,9 @@ class ModelChooser(GuiConnector):
         try:
             yield
         except CTMicroSRError as error:
-            self._say(inputs.oneSentence(error))
+            self._say(oneSentence(error))
         except OSError as error:
-            self._say(inputs.oneSentence(ResourceError(wording.refusedFileText(error))))
+            self._say(oneSentence(ResourceError(wording.refusedFileText(error))))
 
     def _choose(self, name: str) -> None:
         self.write(name)

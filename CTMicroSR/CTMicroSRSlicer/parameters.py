@@ -5,12 +5,15 @@ from __future__ import annotations
 import enum
 from typing import Annotated
 
+import slicer
 from slicer import vtkMRMLMarkupsROINode, vtkMRMLScalarVolumeNode
 from slicer.i18n import tr as _
 from slicer.parameterNodeWrapper import Choice, WithinRange, parameterNodeWrapper
 
+from CTMicroSRLib.errors import CTMicroSRError
 from CTMicroSRSlicer.commands import RunSettings
-from CTMicroSRSlicer.logic import Request
+from CTMicroSRSlicer.inputs import geometryOf
+from CTMicroSRSlicer.request import Request
 from CTMicroSRSlicer.results import INPUT_REFERENCE, SuperResolution
 
 
@@ -84,16 +87,16 @@ def requestOf(parameters: CTMicroSRParameterNode) -> Request:
 
 
 def requestKey(parameters: CTMicroSRParameterNode) -> tuple[object, ...]:
-    """Changes whenever what ``requestOf`` would need may change."""
+    """Changes whenever what ``requestOf`` would need, or why it is refused, may change."""
     request = requestOf(parameters)
-    inputNode, roiNode = request.inputNode, request.roiNode
+    inputNode = request.inputNode
     image = None if inputNode is None else inputNode.GetImageData()
-    return (
-        request.settings,
-        None if inputNode is None else inputNode.GetID(),
-        None if image is None else image.GetMTime(),
-        None if roiNode is None else (roiNode.GetID(), tuple(roiNode.GetCenter()), tuple(roiNode.GetSize())),
-    )
+    outputs = tuple(node and node.GetID() for node in (request.outputNode, request.uncertaintyNode))
+    scan = (inputNode and inputNode.GetID(), image and image.GetMTime(), outputs)
+    try:
+        return (*scan, request.checked().settings, geometryOf(inputNode))
+    except CTMicroSRError as error:
+        return (*scan, request.settings, str(error))
 
 
 def overlayOf(parameters: CTMicroSRParameterNode) -> dict[str, float]:
@@ -107,6 +110,7 @@ def overlayOf(parameters: CTMicroSRParameterNode) -> dict[str, float]:
 
 def rememberResult(parameters: CTMicroSRParameterNode, result: SuperResolution) -> None:
     """Keep what a run gave, for comparing, also when the scene is loaded again."""
-    parameters.comparedVolume = result.volume.GetNodeReference(INPUT_REFERENCE)
-    parameters.resultVolume = result.volume
-    parameters.resultUncertainty = result.uncertainty
+    with slicer.util.NodeModify(parameters):  # never a result with the uncertainty of another one
+        parameters.comparedVolume = result.volume.GetNodeReference(INPUT_REFERENCE)
+        parameters.resultVolume = result.volume
+        parameters.resultUncertainty = result.uncertainty

@@ -19,18 +19,25 @@ def applyText(*, running: bool) -> str:
 def estimateText(estimate: Estimate) -> str:
     """The one line that says what will happen."""
     i, j, k = estimate.sizeIjk
-    text = _("{cells} cells to {i} x {j} x {k} voxels, {output} GB; needs {memory} of {free} GB free memory").format(
+    text = _("{cells} cells to {i} x {j} x {k} voxels, {output}; needs {memory} of {free} free memory").format(
         cells=f"{estimate.cells:,}",
         i=i,
         j=j,
         k=k,
-        output=f"{estimate.outputGb:.2g}",
-        memory=f"{estimate.memoryGb:.2g}",
-        free=f"{estimate.memoryFreeGb:.2g}",
+        output=sizeText(estimate.outputGb),
+        memory=sizeText(estimate.memoryGb),
+        free=sizeText(estimate.memoryFreeGb),
     )
     if estimate.seconds is not None:
         text += _("; about {time} on {device}").format(time=duration(estimate.seconds), device=estimate.device)
     return text + "." if estimate.fits else text + _(". That is more than is free: choose a smaller ROI.")
+
+
+def sizeText(gigabytes: float) -> str:
+    """As many digits as say something, and never 0."""
+    if gigabytes < 0.995:
+        return _("{size} MB").format(size=max(1, round(1000 * gigabytes)))
+    return _("{size} GB").format(size=f"{gigabytes:.1f}" if gigabytes < 9.95 else round(gigabytes))
 
 
 def estimatingText() -> str:
@@ -67,21 +74,26 @@ def cancellingText() -> str:
 
 
 def resultText(result: SuperResolution) -> str:
-    """What came out, with what it should be read with."""
+    """What came out, with what it should be read with: first of all that its scan is no longer what it was."""
     consistency = result.report["consistency"]
-    parts = [
-        _(
-            "{name} is there after {time}. Scanned again it differs from the input by {residual} HU; the scan's noise "
-            "is "
-            "{noise} HU."
-        ).format(
-            name=result.volume.GetName(),
-            time=duration(result.report["seconds"]["total"]),
-            residual=f"{consistency['residual_rms_hu']:.1f}",
-            noise=f"{consistency['noise_hu']:.1f}",
-        )
-    ]
-    return " ".join([*parts, *result.report["warnings"]])
+    said = _(
+        "{name} is there after {time}. Scanned again it differs from the input by {residual} HU; the scan's noise is "
+        "{noise} HU."
+    ).format(
+        name=result.volume.GetName(),
+        time=duration(result.report["seconds"]["total"]),
+        residual=f"{consistency['residual_rms_hu']:.1f}",
+        noise=f"{consistency['noise_hu']:.1f}",
+    )
+    others = [text for text in result.report["warnings"] if text != result.inputChange]
+    return " ".join(text for text in (result.inputChange, said, *others) if text)
+
+
+def apartText(resultName: str, scanName: str) -> str:
+    """Where a result and its scan can't be compared."""
+    return _(
+        "{result} and {scan} no longer lie at the same place and are not compared; put back the one that was moved."
+    ).format(result=resultName, scan=scanName)
 
 
 def cardText(card: ModelCard | None) -> str:

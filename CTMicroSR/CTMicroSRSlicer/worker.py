@@ -2,7 +2,8 @@
 
 Slicer starts it as ``PythonSlicer worker.py LIBRARY_FOLDER KEEP_RUNNING_FILE PARENT_PID ARGUMENT...``. PythonSlicer is
 a launcher that does not hand signals on, so the parent cancels by deleting the file, and a parent that has crashed is
-noticed too. Standard output has JSON lines only for the parent to read; anything else on it is log text.
+noticed too: then the run's folder, which holds the scan, is deleted here. Standard output has JSON lines only for the
+parent to read; anything else on it is log text.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -21,15 +23,29 @@ from pathlib import Path
 SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_TO_TIDY_UP = 0.3
 CANCELLED = 130
+RUN_FOLDER_PREFIX = "CTMicroSR-"
+"""As in runfolder.py: nothing else is ever deleted."""
 
 
-def main(arguments: list[str]) -> int:
-    """Run the command; returns its exit status."""
-    libraryFolder, keepRunning, parent, *command = arguments
-    isWanted = _wantedCheck(Path(keepRunning), int(parent))
-    if not isWanted():
-        return CANCELLED
-    threading.Thread(target=_watch, args=(isWanted,), daemon=True).start()
+def main(arguments: list[str]) -> None:
+    """Run the command and end the process with its exit status."""
+    libraryFolder, file, parent, *command = arguments
+    keepRunning, isAlive = Path(file), _parentCheck(int(parent))
+    status = CANCELLED
+    try:
+        if keepRunning.exists() and isAlive():
+            threading.Thread(target=_watch, args=(keepRunning, isAlive), daemon=True).start()
+            status = _run(libraryFolder, command)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        if isAlive():  # otherwise nobody reads what it says
+            raise
+    end(status, keepRunning, isAlive)
+
+
+def _run(libraryFolder: str, command: list[str]) -> int:
+    """The command, whose exit status is returned."""
     # Python has put this file's folder first, whose modules could hide others of the same name
     here = str(Path(__file__).resolve().parent)
     sys.path[:] = [libraryFolder, *(folder for folder in sys.path if folder != here)]
@@ -54,20 +70,23 @@ def _say(**content: object) -> None:
     sys.stdout.flush()
 
 
-def _wantedCheck(keepRunning: Path, parent: int) -> Callable[[], bool]:
-    isAlive = _parentCheck(parent)
-    return lambda: keepRunning.exists() and isAlive()
-
-
-def _watch(isWanted: Callable[[], bool]) -> None:
+def _watch(keepRunning: Path, isAlive: Callable[[], bool]) -> None:
     """Interrupt the command when it is no longer wanted, and end the process when it does not react."""
-    while isWanted():
+    while keepRunning.exists() and isAlive():
         time.sleep(SECONDS_BETWEEN_LOOKS)
     with contextlib.suppress(ValueError, OSError):
         signal.raise_signal(signal.SIGINT)
     time.sleep(SECONDS_TO_TIDY_UP)
     # all that this process writes is in a folder that the parent deletes, so nothing half-written is left
-    os._exit(CANCELLED)
+    end(CANCELLED, keepRunning, isAlive)
+
+
+def end(status: int, keepRunning: Path, isAlive: Callable[[], bool]) -> None:
+    """End the process, and delete the run's folder where no parent is left to do it."""
+    if not isAlive() and keepRunning.parent.name.startswith(RUN_FOLDER_PREFIX):
+        shutil.rmtree(keepRunning.parent, ignore_errors=True)
+    # torch takes up to a second to be torn down, in which a cancelled run would still hold its memory
+    os._exit(status)
 
 
 def _parentCheck(parent: int) -> Callable[[], bool]:
@@ -77,7 +96,11 @@ def _parentCheck(parent: int) -> Callable[[], bool]:
         import psutil
 
         process = psutil.Process(parent)
-    except Exception:  # without psutil the engine says what is missing
+    except ImportError:  # the engine says what is missing
+        return lambda: True
+    except psutil.NoSuchProcess:
+        return lambda: False
+    except psutil.Error:
         return lambda: True
     return process.is_running
 
@@ -93,8 +116,4 @@ def _exists(pid: int) -> bool:
 
 
 if __name__ == "__main__":
-    exitStatus = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # torch takes up to a second to be torn down, in which a cancelled run would still hold its memory
-    os._exit(exitStatus)
+    main(sys.argv[1:])

@@ -57,7 +57,7 @@ def train_method(options: Namespace, progress: Progress) -> Outcome | None:
         ModelError: losses that are no longer finite, or a checkpoint or initial weights of something else.
         ResourceError: no room on the disk, or no such device.
     """
-    from CTMicroSRLib.training.run_lock import only_training
+    from CTMicroSRLib.training.launching import only_training
 
     if options.name is not None:
         check_name(options.name)

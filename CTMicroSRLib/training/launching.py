@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from CTMicroSRLib.devices import choose_device
 from CTMicroSRLib.errors import ResourceError, UsageError
+from CTMicroSRLib.folder_lock import only_one
 from CTMicroSRLib.training.settings import Precision
 
 if TYPE_CHECKING:
@@ -86,3 +90,18 @@ def launch(processes: Processes, precision: Precision) -> Fabric:
 def is_first_process() -> bool:
     """Whether this is the first of the processes that ``torchrun`` (RANK) or ``--devices`` (LOCAL_RANK) started."""
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
+@contextmanager
+def only_training(run: Path) -> Iterator[None]:
+    """Hold a run's folder for this training, all of whose processes pass.
+
+    Raises:
+        UsageError: another training holds it, or the folder can't be made.
+        ResourceError: the disk is full.
+    """
+    if not is_first_process():
+        yield
+        return
+    with only_one(run, "training"):
+        yield

@@ -21,10 +21,9 @@ from CTMicroSRLib.training.checkpoints import (
     read_checkpoint,
 )
 from CTMicroSRLib.training.initial_weights import load_initial_weights
-from CTMicroSRLib.training.launching import launch, planned
+from CTMicroSRLib.training.launching import launch, only_training, planned
 from CTMicroSRLib.training.method import Batch, Method
 from CTMicroSRLib.training.methods import MethodKind
-from CTMicroSRLib.training.run_lock import only_training
 from CTMicroSRLib.training.settings import TrainerSettings
 from CTMicroSRLib.training.training_run import BatchSource, TrainingRun
 

@@ -19,9 +19,12 @@ else:
     for folder in (REPOSITORY / "CTMicroSR", REPOSITORY / "Testing" / "panel" / "standins"):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
+    import scriptedmodule
     import slicer
     import slicerapplication
     from smallvolumes import addVolume, lungSlab
+
+    scriptedmodule.install()  # slicer.i18n
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,19 +6,24 @@ import json
 from pathlib import Path
 
 import pytest
-from CTMicroSRSlicer.childrun import ChildRun, RunFolder, Step, explainCrash, parseEvent
+from CTMicroSRSlicer.childrun import ChildRun, Step, explainCrash, parseEvent
+from CTMicroSRSlicer.runfolder import RunFolder
 
 from CTMicroSRLib.errors import CancelledError, CTMicroSRError, RefusedInputError, ResourceError
 
 
 class Child:
-    def __init__(self):
-        self.killed = False
+    """Ends only when it is killed, and tells so while it is waited for, as QProcess::waitForFinished does."""
+
+    def __init__(self, onFinished):
+        self.killed, self._onFinished = False, onFinished
 
     def kill(self):
         self.killed = True
 
     def wait(self, seconds):
+        if self.killed:
+            self._onFinished(-9)
         return self.killed
 
 
@@ -30,7 +35,7 @@ class Launcher:
 
     def start(self, arguments, environment, onLine, onFinished):
         self.started.append(list(arguments))
-        self.say, self.end, self.child = lambda **event: onLine(json.dumps(event)), onFinished, Child()
+        self.say, self.end, self.child = lambda **event: onLine(json.dumps(event)), onFinished, Child(onFinished)
         self.print = onLine
         return self.child
 
@@ -154,6 +159,20 @@ def test_closing_kills_and_reports_at_once_and_only_once(run):
     launcher.end(-9)
     assert len(outcomes) == 1
     assert list(folder.iterdir()) == []
+
+
+def test_closing_a_real_qprocess_reports_once(tmp_path):
+    import sys
+
+    from CTMicroSRSlicer.launchers import ProcessLauncher
+
+    outcomes = []
+    steps = [Step(["simulate", str(tmp_path / "x"), "--set", "training-1"])]
+    made = ChildRun(steps, RunFolder(tmp_path), ProcessLauncher(), sys.executable, lambda _p: None, outcomes.append)
+    made.start()
+    made.close()
+    assert [type(outcome.error) for outcome in outcomes] == [CancelledError]
+    assert list(tmp_path.glob("CTMicroSR-*")) == []
 
 
 def test_a_process_that_does_not_start_is_named(run):

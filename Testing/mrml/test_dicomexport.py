@@ -39,7 +39,13 @@ def items(scene):
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     scan, result = addVolume(lungSlab(), "scan"), addVolume(lungSlab(), "scan SR x8")
     facts = {"derived": "true", "inputName": "a long name of a chest CT series in the hospital", "model": "compact-8x"}
-    for key, value in {**facts, "modelSha256": "0" * 64, "version": "0", "notice": "Research use."}.items():
+    for key, value in {
+        **facts,
+        "modelSha256": "0" * 64,
+        "version": "0",
+        "scale": "4",
+        "notice": "Research use.",
+    }.items():
         result.SetAttribute(f"CTMicroSR.{key}", value)
     return [hierarchy.CreateItem(hierarchy.GetSceneItemID(), node) for node in (scan, result)]
 
@@ -51,7 +57,7 @@ def test_only_results_are_offered_and_before_slicers_own_plug_in(items):
     assert exportable.confidence == 1.0
     assert exportable.pluginClass == dicomexport.PLUGIN
     description = exportable.tags["SeriesDescription"]
-    assert "derived, not for diagnosis" in description
+    assert "CTMicroSR x4 (derived, not for diagnosis)" in description
     assert len(description) <= 64
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slicer
-from CTMicroSRSlicer import inputs, results
+from CTMicroSRSlicer import inputs, overlay
 from CTMicroSRSlicer.commands import RunFiles
 
 REGION = "8:40,16:48,2:4"
@@ -116,7 +116,7 @@ def test_uncertainty_has_colours_from_zero_and_a_legend_in_hu(outcome):
     assert display.GetWindowLevelMin() == 0
     assert display.GetApplyThreshold()
     assert display.GetLowerThreshold() == 1
-    legend = results.colorLegend(uncertainty)
+    legend = overlay.colorLegend(uncertainty)
     assert legend.GetTitleText() == "Uncertainty (HU)"
     assert legend.GetPrimaryDisplayNode() is display
     assert slicer.util.arrayFromVolume(uncertainty).max() > 0
@@ -149,6 +149,7 @@ def test_nodes_say_where_they_came_from(outcome):
     assert volume.GetAttribute("CTMicroSR.model") == "compact-8x"
     assert len(volume.GetAttribute("CTMicroSR.modelSha256")) == 64
     assert volume.GetAttribute("CTMicroSR.seed") == "5"
+    assert volume.GetAttribute("CTMicroSR.scale") == "8"
     assert "not for diagnosis" in volume.GetAttribute("CTMicroSR.notice")
     assert volume.GetAttribute("DICOM.instanceUIDs") is None
     assert volume.GetNodeReference("CTMicroSR.input") is outcome["input"]

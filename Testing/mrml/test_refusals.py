@@ -13,7 +13,8 @@ import pytest
 import slicer
 from CTMicroSRSlicer import inputs, results
 from CTMicroSRSlicer.commands import RunSettings
-from CTMicroSRSlicer.logic import Request, SuperResolutionLogic
+from CTMicroSRSlicer.logic import SuperResolutionLogic
+from CTMicroSRSlicer.request import Request
 from smallvolumes import addVolume, lungSlab
 
 from CTMicroSRLib.errors import (
@@ -270,7 +271,9 @@ def test_a_result_that_cannot_be_added_leaves_the_scene_as_it_was(slab, sceneCon
     for path in (files.output, files.uncertainty, files.lungs):
         inputs.writeVolume(slab, path)
     before = sceneContent()
-    monkeypatch.setattr(results, "_addLungs", lambda *_: (_ for _ in ()).throw(ResourceError("No memory.")))
+    monkeypatch.setattr(
+        results, "_addLungs", lambda *_args, **_named: (_ for _ in ()).throw(ResourceError("No memory."))
+    )
     with pytest.raises(ResourceError):
         results.addResults(slab, files, _report(), lungSegmentation=True)
     assert sceneContent() == before
@@ -284,13 +287,21 @@ def test_an_output_that_was_there_is_restored_when_a_later_step_fails(slab, tmp_
     mine = np.full((2, 3, 4), 7, dtype=np.int16)
     target = addVolume(mine, "mine", spacing=(1.0, 1.0, 5.0), origin=(1.0, 2.0, 3.0))
     target.SetAttribute("my", "own")
+    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "mine, too")
+    target.SetAndObserveTransformNodeID(transform.GetID())
+    target.SetNodeReferenceID("CTMicroSR.input", transform.GetID())
     before = inputs.geometryOf(target)
-    monkeypatch.setattr(results, "_addLungs", lambda *_: (_ for _ in ()).throw(ResourceError("No memory.")))
+    monkeypatch.setattr(
+        results, "_addLungs", lambda *_args, **_named: (_ for _ in ()).throw(ResourceError("No memory."))
+    )
     with pytest.raises(ResourceError):
         results.addResults(slab, files, _report(), lungSegmentation=True, outputNode=target)
     np.testing.assert_array_equal(slicer.util.arrayFromVolume(target), mine)
     assert inputs.geometryOf(target) == before
     assert list(target.GetAttributeNames()) == ["my"]
+    assert target.GetParentTransformNode() is transform
+    assert target.GetNodeReference("CTMicroSR.input") is transform
+    assert target.GetNodeReference("CTMicroSR.report") is None
 
 
 def test_outputs_that_exist_are_replaced_and_keep_their_name(slab, tmp_path):
@@ -313,6 +324,10 @@ def test_a_file_that_cannot_be_loaded_is_a_resource_error(slab, sceneContent, tm
     with pytest.raises(ResourceError, match="could not be loaded"):
         results.addResults(slab, RunFiles(tmp_path), _report())
     assert sceneContent() == before
+
+
+def _fail(*_arguments, **_named):
+    raise ResourceError("No memory.")
 
 
 def _report():

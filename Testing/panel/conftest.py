@@ -20,8 +20,11 @@ else:
     for folder in (REPOSITORY / "CTMicroSR", REPOSITORY / "Testing" / "panel" / "standins"):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
+    import scriptedmodule
     import slicer
     import slicerapplication
+
+    scriptedmodule.install()
 
 
 class Panel:
@@ -112,3 +115,13 @@ def specimen(panel):
     panel.parameters.inputVolume = node
     panel.parameters.region = Region.WHOLE
     return node
+
+
+@pytest.fixture
+def engine(panel):
+    """Does what the child process does when a test says so."""
+    from fakeengine import FakeEngine
+
+    made = FakeEngine()
+    panel.widget.logic._launcher, panel.widget.logic._findPython = made, lambda: "python"
+    return made

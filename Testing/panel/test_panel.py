@@ -68,11 +68,11 @@ def test_the_line_says_what_will_happen_and_a_click_does_it_and_shows_it(panel, 
 
 
 def _checkComparison(panel, specimen, result):
-    from CTMicroSRSlicer import comparison
+    from CTMicroSRSlicer import comparison, sliceviews
 
     assert panel.ui.compareButton.isChecked()
-    assert panel.widget.comparison.isShown
-    left, right = (comparison.compositeNode(view) for view in (comparison.INPUT_VIEW, comparison.RESULT_VIEW))
+    assert panel.widget.look.comparison.isShown
+    left, right = (sliceviews.compositeNode(view) for view in (comparison.INPUT_VIEW, comparison.RESULT_VIEW))
     assert left.GetBackgroundVolumeID() == specimen.GetID()
     assert right.GetBackgroundVolumeID() == result.GetID()
     assert left.GetLinkedControl()
@@ -80,20 +80,21 @@ def _checkComparison(panel, specimen, result):
 
 
 def _checkOverlay(panel, result):
-    from CTMicroSRSlicer import comparison, results
+    from CTMicroSRSlicer import overlay, sliceviews
+    from CTMicroSRSlicer.comparison import RESULT_VIEW
 
     uncertainty = panel.parameters.resultUncertainty
     panel.ui.overlayCheckBox.click()
-    composite = comparison.compositeNode(comparison.RESULT_VIEW)
+    composite = sliceviews.compositeNode(RESULT_VIEW)
     assert composite.GetForegroundVolumeID() == uncertainty.GetID()
-    assert results.colorLegend(uncertainty).GetVisibility()
+    assert overlay.colorLegend(uncertainty).GetVisibility()
     panel.ui.opacitySlider.setValue(0.25)
     assert composite.GetForegroundOpacity() == pytest.approx(0.25)
     panel.ui.thresholdSlider.setValue(30)
     assert uncertainty.GetDisplayNode().GetLowerThreshold() == pytest.approx(30)
     panel.ui.overlayCheckBox.click()
     assert composite.GetForegroundVolumeID() is None
-    assert not results.colorLegend(uncertainty).GetVisibility()
+    assert not overlay.colorLegend(uncertainty).GetVisibility()
 
 
 def test_cancelling_takes_about_a_second_and_leaves_nothing(panel, specimen, tmp_path):

@@ -138,7 +138,7 @@ class InSlicer(unittest.TestCase):
         assert "is there after" in widget._message
         assert len(bar) > 3, bar
         assert bar == sorted(bar), bar
-        assert widget.comparison.isShown
+        assert widget.look.comparison.isShown
         screenshot("result")
         widget.ui.overlayCheckBox.click()
         screenshot("done")
@@ -157,6 +157,49 @@ class InSlicer(unittest.TestCase):
         until(lambda: widget._hasEstimate)
         assert widget._parameterNode.inputVolume is first
         assert widget.ui.inputSelector.currentNode() is first
+
+    def test_panel_follows_layout_and_scene(self):
+        if slicer.util.mainWindow() is None:
+            self.skipTest("there is no main window")
+        from CTMicroSRSlicer.parameters import Region
+
+        layouts = slicer.app.layoutManager()
+        fourUp = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView
+        layouts.setLayout(fourUp)
+        slicer.util.selectModule("CTMicroSR")
+        widget = slicer.modules.CTMicroSRWidget
+        widget._parameterNode.inputVolume = loadSpecimen()
+        widget._parameterNode.region = Region.WHOLE
+        red = slicer.mrmlScene.GetNodeByID("vtkMRMLSliceNodeRed")
+        offset = red.GetSliceOffset()
+        widget.ui.applyButton.click()
+        until(lambda: not widget.logic.isRunning)
+        assert widget.look.comparison.isShown
+        assert red.GetSliceOffset() == offset, "the other views stay as they were"
+        layouts.setLayout(fourUp)
+        assert not widget.ui.compareButton.checked
+        widget.ui.compareButton.click()
+        assert widget.look.comparison.isShown
+        with tempfile.TemporaryDirectory() as folder:
+            file = str(Path(folder) / "scene.mrb")
+            assert slicer.util.saveScene(file)
+            assert widget.look.comparison.isShown
+            slicer.mrmlScene.Clear()
+            assert layouts.layout == fourUp
+            slicer.util.loadScene(file)
+        until(lambda: widget.ui.inputSelector.currentNode() is not None, seconds=10)
+        assert layouts.layout == fourUp
+        assert widget._message == ""
+        widget.ui.compareButton.click()
+        assert widget.look.comparison.isShown
+        screenshot("loaded")
+        slicer.mrmlScene.RemoveNode(widget._parameterNode.resultVolume)
+        until(lambda: not widget.look.comparison.isShown, seconds=10)
+        assert layouts.layout == fourUp
+        assert not widget.ui.compareButton.checked
+        assert not widget.ui.compareButton.enabled
+        shown = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode().GetBackgroundVolumeID()
+        assert slicer.mrmlScene.GetNodeByID(shown).GetName() == "specimen"
 
     def test_panel_imports_and_removes_a_model(self):
         if slicer.util.mainWindow() is None:
@@ -208,7 +251,7 @@ class InSlicer(unittest.TestCase):
 
     def test_scene_closed_while_running(self):
         from CTMicroSRSlicer.commands import RunSettings
-        from CTMicroSRSlicer.logic import Request
+        from CTMicroSRSlicer.request import Request
 
         import CTMicroSR
 

@@ -288,6 +288,9 @@ def test_a_stopped_batch_leaves_no_process_and_no_half_and_goes_on(
     process, scans = long_batch
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
+    options = ("--output-dir", tmp_path / "out", "--model", command_model, "--region", "whole", "--resume")
+    refused = ctmicrosr("batch", *scans, *options, "--psf-fwhm-mm", "1.1", "--noise-hu", "20")
+    assert (refused.status, f"(process {process.pid} on" in refused.stderr) == (USAGE, True)
     process.send_signal(number)
     _, complaint = process.communicate(timeout=60)
     if number != signal.SIGKILL:
@@ -295,11 +298,11 @@ def test_a_stopped_batch_leaves_no_process_and_no_half_and_goes_on(
         assert complaint == "ctmicrosr: Cancelled with 1 of 3 scans done; go on with --resume.\n"
     _, alive = psutil.wait_procs(children, timeout=30)
     assert alive == []
-    assert names_in(tmp_path / "out") == ["a-report.json", "a-sr.nrrd", "batch.json"]
+    lock = [".batch.lock"] if number == signal.SIGKILL else []
+    assert names_in(tmp_path / "out") == [*lock, "a-report.json", "a-sr.nrrd", "batch.json"]
     assert records(tmp_path / "out")["a.nrrd"]["state"] == "done"
     shutil.copy(scans[0], scans[1])
     before = (tmp_path / "out" / "a-sr.nrrd").stat().st_mtime_ns
-    options = ("--output-dir", tmp_path / "out", "--model", command_model, "--region", "whole", "--resume")
     outcome = ctmicrosr("batch", *scans, *options, "--psf-fwhm-mm", "1.1", "--noise-hu", "20")
     assert (outcome.status, outcome.stderr) == (0, "")
     assert [one["state"] for one in records(tmp_path / "out").values()] == ["done"] * 3

@@ -20,7 +20,7 @@ class qMRMLWidget(QWidget):
 
 
 class qMRMLNodeComboBox(QComboBox):
-    """Lists the scene's nodes of its ``nodeTypes``; follows the scene."""
+    """Lists the scene's nodes of its ``nodeTypes``; follows the scene, but not while one is loaded."""
 
     currentNodeChanged = Signal(object)
     nodeAddedByUser = Signal(object)
@@ -33,7 +33,7 @@ class qMRMLNodeComboBox(QComboBox):
 
     def setMRMLScene(self, scene) -> None:
         self._scene = scene
-        for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent):
+        for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndImportEvent):
             scene.AddObserver(event, lambda *_: self._fill())
         self._fill()
 
@@ -52,6 +52,8 @@ class qMRMLNodeComboBox(QComboBox):
         return node
 
     def _fill(self) -> None:
+        if self._scene.IsImporting():  # qMRMLSceneModel::onMRMLSceneNodeAdded; nodes of a scene come all at its end
+            return
         current = self.currentNode()
         exact = not self.property("showChildNodeTypes")
         self._nodes = [None] + [

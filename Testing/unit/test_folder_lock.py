@@ -13,7 +13,8 @@ import pytest
 from tiny_method import KIND, Settings, tiny_batches
 
 from CTMicroSRLib.errors import UsageError
-from CTMicroSRLib.training.run_lock import LOCK_FILE, only_training
+from CTMicroSRLib.folder_lock import lock_file
+from CTMicroSRLib.training.launching import only_training
 from CTMicroSRLib.training.settings import TrainerSettings
 from CTMicroSRLib.training.trainer import train
 
@@ -21,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys
 from pathlib import Path
-from CTMicroSRLib.training.run_lock import only_training
+from CTMicroSRLib.training.launching import only_training
 with only_training(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -58,7 +59,7 @@ def test_the_command_refuses_before_patches_are_made(ctmicrosr, tmp_path, holder
     outcome = ctmicrosr("train", "unet", "--output", tmp_path / "run", "--preset", "small", "--stop-at", "0")
     assert outcome.status == 2
     assert re.fullmatch(r"ctmicrosr: Another training is running in [^\n]*\.\n", outcome.stderr)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [lock_file(tmp_path, "training").name]
 
 
 def test_the_folder_is_free_again_when_the_first_has_ended(tmp_path, holder):
@@ -71,15 +72,15 @@ def test_the_folder_is_free_again_when_the_first_has_ended(tmp_path, holder):
 def test_what_a_killed_training_left_holds_nobody_up(tmp_path, holder):
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    assert (tmp_path / "run" / LOCK_FILE).exists()
+    assert lock_file(tmp_path / "run", "training").exists()
     hold(tmp_path / "run")
-    assert not (tmp_path / "run" / LOCK_FILE).exists()
+    assert not lock_file(tmp_path / "run", "training").exists()
 
 
 def test_one_process_may_hold_its_folder_twice_and_the_others_of_its_training_do_not_ask(tmp_path, holder, monkeypatch):
     with only_training(tmp_path / "own"):
         hold(tmp_path / "own")
-        assert (tmp_path / "own" / LOCK_FILE).exists()
+        assert lock_file(tmp_path / "own", "training").exists()
     monkeypatch.setenv("RANK", "1")
     hold(tmp_path / "run")
 

@@ -1,4 +1,4 @@
-"""One training at a time in a run's folder: a lock that the system holds for the process and lets go when it ends."""
+"""One training, one batch at a time in a folder: a lock that the system holds for the process, however that ends."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from CTMicroSRLib.errors import UsageError
-from CTMicroSRLib.training.launching import is_first_process
 from CTMicroSRLib.whole_files import writing
 
 logger = logging.getLogger(__name__)
 
-LOCK_FILE = ".training.lock"
 _LOCKED_BYTE = 1 << 30
 """Windows locks bytes against reading too; far behind the text, which another process reads."""
 
@@ -28,46 +26,55 @@ _held: set[Path] = set()
 
 
 @contextmanager
-def only_training(run: Path) -> Iterator[None]:
-    """Hold a run's folder for this process; its own further calls, and the other processes of its training, pass.
+def only_one(folder: Path, work: str) -> Iterator[None]:
+    """Hold a folder for this process and one kind of work; its own further calls pass.
 
     The lock is the operating system's: it ends with the process, however that ends, and a file that a killed process
     left holds nobody up. A folder that is made for it goes again where nothing was put into it.
 
+    Args:
+        folder: made where it is not there.
+        work: one word for what is done in it, ``training`` say.
+
     Raises:
-        UsageError: another training holds it, or the folder can't be made.
+        UsageError: another process does such work in it, or the folder can't be made.
         ResourceError: the disk is full.
     """
-    place = run.resolve()
-    if place in _held or not is_first_process():
+    path = lock_file(folder, work)
+    place = path.resolve()
+    if place in _held:
         yield
         return
-    made = [path for path in (run, *run.parents) if not path.exists()]
-    with writing(run):
-        run.mkdir(parents=True, exist_ok=True)
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
-        descriptor = _locked(run)
+        descriptor = _locked(path, work)
         _held.add(place)
         try:
             yield
         finally:
             _held.discard(place)
-            _let_go(run / LOCK_FILE, descriptor)
+            _let_go(path, descriptor)
     finally:
-        for path in made:
+        for one in made:
             with contextlib.suppress(OSError):
-                path.rmdir()
+                one.rmdir()
 
 
-def _locked(run: Path) -> int:
-    """The descriptor of the run's lock file, locked."""
-    path = run / LOCK_FILE
+def lock_file(folder: Path, work: str) -> Path:
+    """The file that is locked while the work goes on."""
+    return folder / f".{work}.lock"
+
+
+def _locked(path: Path, work: str) -> int:
+    """The descriptor of the lock file, locked."""
     while True:
         with writing(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(descriptor, run)
-            # A training that ended meanwhile may have removed the file that was opened.
+            _lock(descriptor, path.parent, work)
+            # Work that ended meanwhile may have removed the file that was opened.
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
@@ -78,7 +85,7 @@ def _locked(run: Path) -> int:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, run: Path) -> None:
+def _lock(descriptor: int, folder: Path, work: str) -> None:
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -93,10 +100,10 @@ def _lock(descriptor: int, run: Path) -> None:
     except OSError as error:
         if error.errno in _TAKEN:
             raise UsageError(
-                f"Another training is running in {run}{_holder(descriptor)}; wait for it to end, or choose another "
+                f"Another {work} is running in {folder}{_holder(descriptor)}; wait for it to end, or choose another "
                 "folder."
             ) from None
-        logger.warning("%s can't be locked (%s); let no second training run in it.", run, error.strerror or error)
+        logger.warning("%s can't be locked (%s); let no second %s run in it.", folder, error.strerror or error, work)
 
 
 def _holder(descriptor: int) -> str:
