@@ -83,11 +83,11 @@ class Remaining(NamedTuple):
 
 
 class _BackProjection(NamedTuple):
-    """A coarse correction c, what remains of the residual with it, and where it was corrected (None: everywhere)."""
+    """A coarse correction c, what remains of the residual with it, and where it was corrected (1, elsewhere 0)."""
 
     correction: Tensor
     remaining: Tensor
-    explained: Tensor | None
+    explained: Tensor
 
 
 class BandMatrix:
@@ -186,7 +186,7 @@ class ScannerConsistency:
         found = self._back_projection(residual)
         self.interpolate.add(found.correction, fine)
         if self.settings.mode == "scan":
-            return Remaining(found.remaining, everywhere if found.explained is None else found.explained)
+            return Remaining(found.remaining, found.explained > 0.0)
         add_blocks(found.remaining, fine, self.scale)
         return Remaining(coarse - self.scan(fine), everywhere)
 
@@ -203,22 +203,23 @@ class ScannerConsistency:
         noise_hu = self.settings.noise_hu if scan_mode else 0.0
         left_hu, corrected_hu = NOISE_DEVIATIONS * noise_hu, CORRECTED_DEVIATIONS * noise_hu
         limit_hu = _correction_limit_hu(residual)
-        ahead, momentum, explained = before, 1.0, None
+        explained = torch.ones_like(residual)
+        ahead, momentum = before, 1.0
+        # Masks are of floats, 1 and 0: torch takes several times as long with booleans.
         for _ in range(MAXIMUM_ITERATIONS if scan_mode else BLOCK_ITERATIONS):
             remaining = residual - self._round_trip(ahead)
-            excess = functional.softshrink(remaining, corrected_hu) * (remaining.abs() > left_hu)
-            if explained is not None:
-                excess *= explained
-            if not int(excess.count_nonzero()):
+            beyond_noise = functional.hardshrink(remaining, left_hu)
+            excess = functional.softshrink(beyond_noise, corrected_hu).mul_(explained)
+            active = excess.sign().abs_()
+            if not bool(active.amax()):
                 return _BackProjection(ahead, remaining, explained)
             following = ahead + excess
-            too_large = following.abs() > limit_hu
-            if scan_mode and bool(too_large.any()):
-                explained = ~_nearby(too_large.to(residual.dtype)).bool() & (True if explained is None else explained)
+            too_far_hu = following.abs().sub_(limit_hu)
+            if scan_mode and bool(too_far_hu.amax() > 0.0):
+                explained = explained * (1.0 - _nearby((too_far_hu > 0.0).to(residual.dtype)))
                 before, following = before * explained, following * explained
             next_momentum = (1.0 + math.sqrt(1.0 + 4.0 * momentum**2)) / 2.0
-            beyond = torch.lerp(before, following, 1.0 + (momentum - 1.0) / next_momentum)
-            ahead = torch.where(excess != 0.0, beyond, following)
+            ahead = torch.addcmul(following, following - before, active, value=(momentum - 1.0) / next_momentum)
             before, momentum = following, next_momentum
         return _BackProjection(before, residual - self._round_trip(before), explained)
 

@@ -27,7 +27,7 @@ class ResidualBlock(nn.Module):
         """Features with two voxels less on inner sides; dropout after the first ReLU."""
         inner = functional.relu(convolve(self.first, features, border), inplace=True)
         inner = apply_mask(inner, masks, index)
-        return shrink(features, border, 2) + convolve(self.second, inner, border)
+        return convolve(self.second, inner, border).add_(shrink(features, border, 2))
 
 
 class CompactGenerator(Generator):
@@ -75,21 +75,33 @@ class CompactGenerator(Generator):
     def prefix(self, tile: Tensor, border: Border) -> tuple[Tensor, ...]:
         """Interpolated skip as phases, and the features before the first dropout layer."""
         skip = functional.conv2d(pad_border(tile[:, :1], border, REACH, "replicate"), self.skip_kernels.float())
-        features = convolve(self.head, tile.to(self.head.weight.dtype), border)
+        padded = _padded_axes(border)
+        features = convolve(self.head, tile.to(self.head.weight.dtype), padded)
         for block in self.blocks[: len(self.blocks) - self.dropout_blocks]:
-            features = block(features, border)
+            features = block(features, padded)
         return shrink(skip, border, self.halo - REACH), features
 
     def suffix(self, state: tuple[Tensor, ...], border: Border, masks: Masks | None) -> Tensor:
         """``scale^2`` phases per coarse voxel."""
         skip, features = state
+        padded = _padded_axes(border)
         for index, block in enumerate(self.blocks[len(self.blocks) - self.dropout_blocks :]):
-            features = block(features, border, masks, index)
-        return skip + convolve(self.tail, apply_mask(features, masks, self.dropout_blocks), border).float()
+            features = block(features, padded, masks, index)
+        phases = convolve(self.tail, apply_mask(features, masks, self.dropout_blocks), padded)
+        halo_is_left = Border(*(not before or after for before, after in zip(padded, border, strict=True)))
+        return skip + shrink(phases, halo_is_left, self.halo).float()
+
+
+def _padded_axes(border: Border) -> Border:
+    """The border with both ends of an axis taken for the image's where one of them is.
+
+    Convolutions pad both ends alike; padding one of them first would copy all features for every layer. What zeros do
+    at an inner side goes as far as the halo there, which is then cut off at the end instead of being consumed.
+    """
+    across, along = border.left or border.right, border.top or border.bottom
+    return Border(across, across, along, along)
 
 
 def convolve(layer: nn.Conv2d, features: Tensor, border: Border) -> Tensor:
-    """3x3 convolution, zero-padded on the image's own border only."""
-    if all(border):
-        return functional.conv2d(features, layer.weight, layer.bias, padding=1)
-    return functional.conv2d(pad_border(features, border, 1, "constant"), layer.weight, layer.bias)
+    """3x3 convolution, zero-padded on the axes that have the image's border at both ends."""
+    return functional.conv2d(features, layer.weight, layer.bias, padding=(int(border.top), int(border.left)))

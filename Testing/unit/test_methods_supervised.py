@@ -12,6 +12,7 @@ from CTMicroSRLib.card import ModelCard
 from CTMicroSRLib.errors import UsageError
 from CTMicroSRLib.intensity import IntensityWindow
 from CTMicroSRLib.networks import build_network
+from CTMicroSRLib.networks.generator import WHOLE
 from CTMicroSRLib.training.losses.grid import grid_power
 from CTMicroSRLib.training.methods import changed, method_kind
 from CTMicroSRLib.training.methods.compact import PLANES
@@ -222,7 +223,7 @@ def test_compact_starts_from_interpolation_without_a_grid(batch):
     method = make("compact")
     network = method.network.eval()
     tile = method.told(batch)
-    difference = network(tile) - functional.pixel_shuffle(network.prefix(tile, (True,) * 4)[0], 2)
+    difference = network(tile) - functional.pixel_shuffle(network.prefix(tile, WHOLE)[0], 2)
     assert 0 < difference.abs().max() < 0.05
     assert grid_power(difference, 2).item() < 1e-12 < grid_power(difference + ramp_of_phases(difference), 2).item()
 
