@@ -284,6 +284,15 @@ def test_interrupted_while_drawing_it_does_not_deny_the_result(
     assert left_in(tmp_path) == ["out.nrrd"]
 
 
+@pytest.fixture
+def hang_up_ends_processes():
+    """Also where these tests run under nohup, which has it ignored by all that they start."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hang_up_ends_processes")
 def test_a_closed_terminal_ends_the_run_and_leaves_nothing(started, tmp_path):
     with started("--region", "whole") as process:
         read_until(process, halfway)

@@ -132,7 +132,7 @@ def card(**fields):
 @pytest.mark.parametrize("postprocess", [Postprocess(), P3, Postprocess(median_voxels=5)])
 def test_a_card_comes_back_with_its_postprocessing(tmp_path, postprocess):
     (tmp_path / "card.json").write_text(card(postprocess=postprocess).to_json())
-    assert read_card(tmp_path) == card(postprocess=postprocess)
+    assert replace(read_card(tmp_path), card_sha256="") == card(postprocess=postprocess)
 
 
 def test_a_card_without_the_field_has_none_and_one_that_has_none_is_without_the_field(tmp_path):
