@@ -320,32 +320,54 @@ def test_a_full_disk_under_the_summary_is_told(batch, tmp_path, monkeypatch):
     assert (outcome.status, "go on with --resume" in outcome.stderr) == (RESOURCE, True)
 
 
-def test_a_dask_cluster_makes_what_this_machine_makes(batch, ctmicrosr, command_model, tmp_path):
-    distributed = pytest.importorskip("distributed")
+DASK = """
+import sys
+from distributed import LocalCluster
+from CTMicroSRLib import batch_workers
+from CTMicroSRLib.cli import main
+
+def divided(task):
+    return 1 / 0
+
+kind, arguments = sys.argv[1], sys.argv[2:]
+if kind == "nobody":
+    batch_workers.SECONDS_TO_ANSWER = 1
+    sys.exit(main(["batch", *arguments, "--scheduler", "tcp://127.0.0.1:9"]))
+if kind == "breaks":
+    batch_workers.run_scan = divided
+of_threads = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "protocol": "tcp://", "host": "127.0.0.1"}
+with LocalCluster(dashboard_address=None, **of_threads) as cluster:
+    status = main(["batch", *arguments, "--scheduler", cluster.scheduler_address])
+sys.exit(status)
+"""
+
+
+@pytest.fixture
+def on_dask(command_model, repository, tmp_path):
+    """Run ``ctmicrosr batch`` on a Dask cluster in a process of its own: Dask's threads crash a process with Qt at its end."""
+
+    def run(kind, *scans_and_options):
+        options = ("--output-dir", tmp_path / "out", "--model", command_model, *QUICK)
+        command = [sys.executable, "-c", DASK, kind, *map(str, (*scans_and_options, *options))]
+        return subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False, timeout=240)
+
+    return run
+
+
+def test_a_dask_cluster_makes_what_this_machine_makes(on_dask, ctmicrosr, command_model, tmp_path):
     scans = [write(tmp_path / "a.nrrd", 1), write(tmp_path / "air.nrrd", value=-1000)]
-    cluster = distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp://", host="127.0.0.1"
-    )
-    with cluster:
-        outcome = batch(*scans, "--scheduler", cluster.scheduler_address)
-    assert (outcome.status, "1 of 2 scans done; 1 failed" in outcome.stdout) == (REFUSED, True)
+    done = on_dask("works", *scans)
+    assert (done.returncode, "1 of 2 scans done; 1 failed" in done.stdout) == (REFUSED, True), done.stderr
     assert ctmicrosr("superres", scans[0], tmp_path / "alone.nrrd", "--model", command_model, *QUICK).status == 0
     assert (tmp_path / "out" / "a-sr.nrrd").read_bytes() == (tmp_path / "alone.nrrd").read_bytes()
 
 
-def test_a_scheduler_that_is_not_there_and_a_worker_that_breaks_are_told(batch, tmp_path, monkeypatch):
-    distributed = pytest.importorskip("distributed")
-    monkeypatch.setattr("CTMicroSRLib.batch_workers.SECONDS_TO_ANSWER", 1)
-    scan = write(tmp_path / "a.nrrd")
-    outcome = batch(scan, "--scheduler", "tcp://127.0.0.1:9")
-    assert (outcome.status, "No Dask scheduler answers at tcp://127.0.0.1:9" in outcome.stderr) == (RESOURCE, True)
-    monkeypatch.setattr("CTMicroSRLib.batch_workers.run_scan", divided)
-    with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp://", host="127.0.0.1"
-    ) as cluster:
-        outcome = batch(scan, "--scheduler", cluster.scheduler_address, "--resume")
-    assert (outcome.status, "could not run it (ZeroDivisionError" in outcome.stdout) == (RESOURCE, True)
+def test_a_scheduler_that_is_not_there_is_told(on_dask, tmp_path):
+    done = on_dask("nobody", write(tmp_path / "a.nrrd"))
+    words = "ctmicrosr: No Dask scheduler answers at tcp://127.0.0.1:9"
+    assert (done.returncode, words in done.stderr) == (RESOURCE, True), done.stderr
 
 
-def divided(_task):
-    return 1 / 0
+def test_a_worker_that_breaks_is_a_scan_that_failed(on_dask, tmp_path):
+    done = on_dask("breaks", write(tmp_path / "a.nrrd"))
+    assert (done.returncode, "could not run it (ZeroDivisionError" in done.stdout) == (RESOURCE, True), done.stderr
