@@ -80,7 +80,8 @@ def scene(tmp_path, tmp_path_factory, monkeypatch):
     slicerapplication.addViews()
     monkeypatch.setattr(slicer.app, "temporaryPath", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return slicer.mrmlScene
+    yield slicer.mrmlScene
+    slicerapplication.removeViews()
 
 
 @pytest.fixture

@@ -344,7 +344,7 @@ sys.exit(status)
 
 @pytest.fixture
 def on_dask(command_model, repository, tmp_path):
-    """Run ``ctmicrosr batch`` on a Dask cluster in a process of its own: Dask's threads crash a process with Qt at its end."""
+    """Run ``ctmicrosr batch`` on a Dask cluster of its own, in a process of its own, which ends Dask's threads."""
 
     def run(kind, *scans_and_options):
         options = ("--output-dir", tmp_path / "out", "--model", command_model, *QUICK)

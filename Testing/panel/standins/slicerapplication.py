@@ -80,10 +80,22 @@ def addViews() -> None:
                 logic.SetSliceNode(node)
                 sliceLogics.AddItem(logic)
 
-    layoutNode.AddObserver("ModifiedEvent", addMissing)
+    tag = layoutNode.AddObserver("ModifiedEvent", addMissing)
     layoutNode.SetViewArrangement(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
     addMissing()
     slicer.app.layoutLogic = layoutLogic
+    slicer.app.stopAddingViews = lambda: layoutNode.RemoveObserver(tag)
+
+
+def removeViews() -> None:
+    """Let go of the scene as qMRMLLayoutManager does: logics that outlive it are told of its end, and crash."""
+    slicer.app.stopAddingViews()
+    sliceLogics = slicer.app.logic.GetSliceLogics()
+    for index in range(sliceLogics.GetNumberOfItems()):
+        sliceLogics.GetItemAsObject(index).SetMRMLScene(None)
+    sliceLogics.RemoveAllItems()
+    slicer.app.layoutLogic.SetMRMLScene(None)
+    slicer.app.layoutLogic = None
 
 
 def newScene() -> None:
