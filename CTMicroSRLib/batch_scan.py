@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
+from CTMicroSRLib.run_progress import NETWORK_STAGE
 from CTMicroSRLib.workers import THREAD_VARIABLES
 
 COMMAND = (sys.executable, "-m", "CTMicroSRLib", "superres")
-NETWORK_STAGE = "super-resolving"
 
 LASTING_STATUSES = (0, 2, 3, 5, 130)
 """Exit statuses that another try would end with too: done, wrong use, refused input, model problem, cancelled."""

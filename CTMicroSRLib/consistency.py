@@ -193,7 +193,7 @@ class ScannerConsistency:
     def _back_projection(self, residual: Tensor) -> _BackProjection:
         """Coarse correction c with residual - A B c within the noise.
 
-        First a bias over an area goes, then what exceeds the tolerance at single voxels, step by step with
+        First a bias over an area goes, then what exceeds the noise at single voxels, step by step with
         Nesterov's momentum (FISTA, Beck & Teboulle 2009). Momentum goes on only where something does, so that
         another step changes nothing where nothing does: a voxel's correction depends on its surroundings alone,
         however many steps the rest of the slice takes.

@@ -224,8 +224,9 @@ def test_a_result_in_use_does_not_take_its_uncertainty_with_it(
     assert sitk.ReadImage(str(tmp_path / "out-1.nrrd")).GetSize() == (64, 64, 1)
 
 
-def test_the_report_and_figure_of_an_older_result_do_not_stay_beside_a_new_one(
-    ctmicrosr, command_model, long_scan, tmp_path, monkeypatch
+@pytest.mark.parametrize("older", [(), ("out.nrrd", "r.json", "f.png")])
+def test_interrupted_while_drawing_it_does_not_deny_the_result_nor_keep_an_older_ones_report_and_figure(
+    ctmicrosr, command_model, long_scan, tmp_path, monkeypatch, older
 ):
     import CTMicroSRLib.figure
 
@@ -233,12 +234,13 @@ def test_the_report_and_figure_of_an_older_result_do_not_stay_beside_a_new_one(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(CTMicroSRLib.figure, "draw_result", interrupted)
-    for name in ("out.nrrd", "r.json", "f.png"):
+    for name in older:
         (tmp_path / name).write_text("of an older result")
     common = ("--region", "0:8,0:8,0:1", "--model", command_model, "--psf-fwhm-mm", "1", "--noise-hu", "9")
     extras = ("--report", tmp_path / "r.json", "--figure", tmp_path / "f.png", "--overwrite")
     outcome = ctmicrosr("superres", long_scan, tmp_path / "out.nrrd", *common, *extras)
     assert outcome.status == CANCELLED
+    assert "out.nrrd was complete" in outcome.stderr
     assert left_in(tmp_path) == ["out.nrrd"]
 
 
@@ -265,23 +267,6 @@ def test_a_signal_while_files_get_their_names_waits_until_all_have_them(
     assert "out.nrrd was complete" in outcome.stderr
     assert left_in(tmp_path) == ["out.nrrd", "sd.nrrd"]
     assert sitk.ReadImage(str(tmp_path / "out.nrrd")).GetSize() == (64, 64, 1)
-
-
-def test_interrupted_while_drawing_it_does_not_deny_the_result(
-    ctmicrosr, command_model, long_scan, tmp_path, monkeypatch
-):
-    import CTMicroSRLib.figure
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(CTMicroSRLib.figure, "draw_result", interrupted)
-    common = ("--region", "0:8,0:8,0:1", "--model", command_model, "--psf-fwhm-mm", "1", "--noise-hu", "9")
-    figure = ("--figure", tmp_path / "f.png")
-    outcome = ctmicrosr("superres", long_scan, tmp_path / "out.nrrd", *common, *figure)
-    assert outcome.status == CANCELLED
-    assert "out.nrrd was complete" in outcome.stderr
-    assert left_in(tmp_path) == ["out.nrrd"]
 
 
 @pytest.fixture

@@ -44,10 +44,8 @@ def test_a_loss_that_is_not_finite_before_any_checkpoint_says_so(ctmicrosr, patc
     assert not (run / "model").exists()
 
 
-def test_a_disk_that_fills_up_keeps_the_last_checkpoint(ctmicrosr, patches, tmp_path, monkeypatch):
-    run = tmp_path / "run"
-    stopped(ctmicrosr, run, patches)
-    before = (run / "checkpoint.safetensors").read_bytes()
+def fill_the_disk_at_checkpoints(monkeypatch):
+    """From now on no checkpoint fits on the disk; everything else does."""
     sync = os.fsync
 
     def full(descriptor):
@@ -56,6 +54,13 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(ctmicrosr, patches, tmp_
         sync(descriptor)
 
     monkeypatch.setattr("CTMicroSRLib.whole_files.os.fsync", full)
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(ctmicrosr, patches, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    stopped(ctmicrosr, run, patches)
+    before = (run / "checkpoint.safetensors").read_bytes()
+    fill_the_disk_at_checkpoints(monkeypatch)
     outcome = ctmicrosr("train", METHOD, "--output", run, "--patches", patches, *SMALL, "--resume")
     assert outcome.status == RESOURCE
     assert re.fullmatch(r"ctmicrosr: There is no space left to write [^\n]* with --resume\.\n", outcome.stderr)
@@ -68,14 +73,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(ctmicrosr, patches, tmp_
 
 def test_a_disk_that_fills_up_before_any_checkpoint_says_to_train_again(ctmicrosr, patches, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    sync = os.fsync
-
-    def full(descriptor):
-        if "checkpoint" in os.readlink(f"/proc/self/fd/{descriptor}"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        sync(descriptor)
-
-    monkeypatch.setattr("CTMicroSRLib.whole_files.os.fsync", full)
+    fill_the_disk_at_checkpoints(monkeypatch)
     outcome = ctmicrosr("train", METHOD, "--output", run, "--patches", patches, *SMALL)
     assert outcome.status == RESOURCE
     advice = r"free some space and train again \(there was no checkpoint yet\)"
